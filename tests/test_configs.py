@@ -1,0 +1,113 @@
+"""The shipped configs: each resolves, survives JSON, says in its docstring what it is, and the numbers there are true."""
+
+import ast
+import json
+import pathlib
+import re
+
+import jax
+import pytest
+
+from vimlab import config as configs
+from vimlab import run as runs
+from vimlab.config import ConfigError
+from vimlab.tokenizers.discriminator import Discriminator
+from vimlab.tokenizers.sizes import PAIRS
+
+FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+IMAGENET = next(f for f in FILES if f.stem == "vitvq_small_imagenet256")
+CIFAR = next(f for f in FILES if f.stem == "vitvq_cifar10")
+VARIANTS = [str(f) for f in FILES] + [f"{f}:smoke" for f in FILES] + [f"{IMAGENET}:pair=bb", f"{IMAGENET}:pair=sl"]
+
+
+def doc(file: pathlib.Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text()))
+
+
+def resolve(spec: str):
+    return runs.resolve(configs.load(spec))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(n.replace(",", "")) for n in re.findall(r"(?<![\w.])\d[\d,]*\d(?![\w.%])|(?<![\w.])\d(?![\w.%])", text)]
+
+
+def field(file: pathlib.Path, name: str) -> str:
+    (value,) = re.findall(rf"^{name}:\s*(.+)$", doc(file), re.MULTILINE)
+    return value
+
+
+def count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def discriminator_params(config) -> int:
+    gan, size = config.loss.adversarial, config.model.image_size
+    module = Discriminator(size, gan.channel_multiplier, gan.base_channels, gan.max_channels, gan.minibatch_group)
+    images = jax.ShapeDtypeStruct((gan.minibatch_group, size, size, 3), "float32")
+    return count(jax.eval_shape(module.init, jax.random.key(0), images))
+
+
+@pytest.mark.parametrize("spec", VARIANTS, ids=lambda s: pathlib.Path(s).name)
+def test_each_resolves_and_survives_json(spec):
+    config = resolve(spec)
+    tree = json.loads(json.dumps(runs.to_dict(config)))
+    assert runs.resolve(tree) == config and runs.to_dict(runs.resolve(tree)) == tree
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_smoke_is_small(file):
+    config = resolve(f"{file}:smoke")
+    assert config.model.param_count() < 1_000_000 and config.model.image_size <= 32
+    assert config.duration.steps(config.batch_size, 1500) <= 50
+    assert config.data.train.startswith(("emoji", "shapes")), "a smoke run needs no data of the user's"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_docstrings_say_what_a_reader_needs(file):
+    assert doc(file).splitlines()[0].endswith(".")
+    for name in ("paper", "command", "hardware", "hours", "expected", "params", "status"):
+        assert field(file, name)
+    assert f"configs/{file.name}" in field(file, "command"), "the command runs this file"
+    for option in re.findall(r"\W:(\w+)=(\w+)", doc(file)):
+        resolve(f"{file}:{'='.join(option)}")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_parameter_counts_in_docstrings_are_true(file):
+    tokenizer, _, discriminator = field(file, "params").partition("discriminator")
+    variants = [f"{file}:pair={pair}" for pair in PAIRS] if "pair" in doc(file) else [str(file)]
+    assert numbers(tokenizer) == [resolve(v).model.param_count() for v in variants]
+    config = resolve(str(file))
+    assert numbers(discriminator) == ([discriminator_params(config)] if config.loss.adversarial else [])
+
+
+def test_the_number_reader():
+    assert numbers("tokenizer 59,722,784 (ss), 12 (bb), 0; x2 v0.1 1.99 95%") == [59722784, 12, 0]
+
+
+def test_imagenet_is_the_papers_recipe():
+    """Sections 3 and 4.1 of the ViT-VQGAN paper."""
+    config = resolve(str(IMAGENET))
+    assert (config.model.encoder, config.model.decoder) == PAIRS["ss"]
+    for pair in ("bb", "sl"):
+        assert (resolve(f"{IMAGENET}:pair={pair}").model.encoder, resolve(f"{IMAGENET}:pair={pair}").model.decoder) == PAIRS[pair]
+    assert config.model.spec.length == 1024 and (config.model.quantizer.codes, config.model.quantizer.dim) == (8192, 32)
+    assert config.batch_size == 256 and str(config.duration) == "500000 steps"
+    optim, steps = config.optim, lambda d: d.steps(256)
+    rate = optim.rate(500_000, steps)
+    assert [float(rate(s)) for s in (49_999, 50_000, 275_000, 500_000)] == pytest.approx([1e-4, 1e-4, 0.75e-4, 0.5e-4], rel=1e-4)
+    assert (optim.b1, optim.b2, optim.weight_decay) == (0.9, 0.99, 1e-4)
+    loss = config.loss
+    assert (loss.l2, loss.logit_laplace, loss.perceptual.weight, loss.adversarial.weight, loss.codebook) == (1.0, 0.1, 0.1, 0.1, 1.0)
+    assert config.model.quantizer.beta == 0.25
+
+
+def test_imagenet_arguments_are_checked():
+    with pytest.raises(ConfigError, match="pair"):
+        resolve(f"{IMAGENET}:pair=xx")
+
+
+def test_cifar_is_of_the_size_that_it_says():
+    model = resolve(str(CIFAR)).model
+    assert (model.image_size, model.patch, model.spec.length, model.spec.codes) == (32, 4, 64, 1024)

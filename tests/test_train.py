@@ -1,0 +1,218 @@
+"""The real command, as subprocesses: training, kill -9 and resume, signals, refusals, evaluation."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A little of everything: both networks, R1, averaging, several saves, evaluations and log rows.
+GAN = [
+    "--config.loss.adversarial.base_channels=64", "--config.loss.adversarial.max_channels=8",
+    "--config.loss.adversarial.r1_every=4", "--config.ema=0.9",
+    "--config.duration=60", "--config.evals.reconstruction.every=30", "--config.evals.codebook.every=30",
+]
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "vimlab", *map(str, args)]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    inherited = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
+    return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | ({"PJRT_NPROC": "64"} if devices > 1 else {})
+
+
+def call(*args: object, devices: int = 1, timeout: int = 300) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=timeout)
+
+
+def train(workdir: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.CompletedProcess:
+    return call("train", "--config", "configs/vitvq_emoji.py:smoke", "--workdir", workdir, *GAN, *flags, devices=devices)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The many processes here compile the same few programs; JAX's cache lets the first do it for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def arrays(workdir: pathlib.Path, out: pathlib.Path) -> bytes:
+    """Everything in the newest checkpoint's state, as one file."""
+    result = call("ckpt", "export", workdir, out, "--kind", "full")
+    assert result.returncode == 0, result.stderr
+    return (out / "model.safetensors").read_bytes()
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the run ended early with {process.returncode}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(workdir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
+    flags = ["train", "--config", "configs/vitvq_emoji.py:smoke", "--workdir", workdir, *GAN]
+    return subprocess.Popen(command(*flags), cwd=ROOT, env=environment(), stdout=log.open("w"), stderr=subprocess.STDOUT)
+
+
+def test_a_run_leaves_what_a_user_looks_for(straight):
+    for name in ("config.json", "run.json", "parameters.txt", "metrics.jsonl", "performance.jsonl", "report.html", "tensorboard"):
+        assert (straight / name).exists(), name
+    figures = {k: v for row in rows(straight) for k, v in row.items()}
+    wanted = (
+        "loss l2 l1 codebook adversarial psnr codebook_usage codebook_usage_batch perplexity dead_codes grad_norm update_norm "
+        "disc_loss disc_grad_norm disc_update_norm disc_logits_real disc_logits_fake r1 lr disc_lr nonfinite_share"
+    )
+    assert {f"train/{k}" for k in wanted.split()} <= set(figures)
+    assert {"eval/reconstruction/psnr", "eval/reconstruction/ssim", "eval/codebook/usage"} <= set(figures)
+    speed = json.loads((straight / "performance.jsonl").read_text().splitlines()[-1])
+    assert {"train/images_per_s", "train/step_ms", "train/data_wait", "train/tflops"} <= set(speed)
+    assert sorted(p.name for p in (straight / "pictures").iterdir()) == ["reconstruction_00000030.png", "reconstruction_00000060.png"]
+
+
+def test_kill_9_and_resume_is_bitwise_the_straight_run(straight, tmp_path):
+    workdir = tmp_path / "killed"
+    for milestone in ("5", "20"):
+        process = start(workdir, tmp_path / "log")
+        wait_for((workdir / "checkpoints" / milestone / "checksums.json").exists, process)
+        process.kill()
+        process.wait()
+    assert (workdir / "metrics.jsonl").read_text() != (straight / "metrics.jsonl").read_text(), "it was killed too late to prove anything"
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    assert (workdir / "metrics.jsonl").read_text() == (straight / "metrics.jsonl").read_text()
+    assert arrays(workdir, tmp_path / "a") == arrays(straight, tmp_path / "b")
+
+
+def test_sigterm_saves_and_says_so_by_its_exit_code(straight, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, tmp_path / "log")
+    wait_for(lambda: (workdir / "metrics.jsonl").exists() and rows(workdir), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, (tmp_path / "log").read_text()
+    assert "the same command goes on" in (tmp_path / "log").read_text()
+    assert train(workdir).returncode == 0
+    assert (workdir / "metrics.jsonl").read_text() == (straight / "metrics.jsonl").read_text()
+
+
+def test_a_checkpoint_goes_on_with_another_mesh(straight, tmp_path):
+    workdir = tmp_path / "moved"
+    process = start(workdir, tmp_path / "log")
+    wait_for((workdir / "checkpoints/5/checksums.json").exists, process)
+    process.kill()
+    process.wait()
+    result = train(workdir, "--config.mesh.fsdp=2", "--config.mesh.tensor=2", devices=4)
+    assert result.returncode == 0, result.stderr
+    assert "config.mesh.fsdp: 1 → 2" in result.stderr
+    mine, theirs = rows(workdir)[-1], rows(straight)[-1]
+    assert mine["eval/reconstruction/psnr"] == pytest.approx(theirs["eval/reconstruction/psnr"], abs=0.02)
+
+
+def test_a_damaged_latest_checkpoint_is_named_and_passed_over(straight, tmp_path):
+    workdir = tmp_path / "damaged"
+    assert train(workdir, "--config.duration=15").returncode == 0
+    data = max((p for p in (workdir / "checkpoints/15").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    result = train(workdir, "--config.duration=20", "--allow-config-change")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" in result.stderr and "checkpoints/15" in result.stderr
+    assert "resuming" in result.stderr and "at step 10 of 20" in result.stderr
+    # Step 15 was saved anew; the damaged folder stays beside it as it was found.
+    assert (workdir / "checkpoints/15.corrupt-1" / data.relative_to(workdir / "checkpoints/15")).read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--config.optim.learning_rat=1"], "config.optim.learning_rat is unknown; did you mean 'learning_rate'?"),
+        (["--config.optim.learning_rate=fast"], "config.optim.learning_rate must be a number, not 'fast'"),
+        (["--config.data.train=no/such/folder"], "no/such/folder"),
+        (["--config.mesh.fsdp=3"], "config.mesh"),
+        (["--config.batch_size=6"], "minibatch_group 4"),
+        (["--config.model.patch=5"], "config.model: image_size 32 is not a multiple of patch 5"),
+        (["--config.loss.perceptual.weights=no/vgg.pth"], "no/vgg.pth"),
+    ],
+)
+def test_mistakes_get_one_sentence_before_any_work(tmp_path, flags, sentence):
+    start = time.monotonic()
+    result = train(tmp_path / "w", *flags)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("vimlab: error: ") and sentence in last, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "w" / "checkpoints").exists() or not any((tmp_path / "w" / "checkpoints").iterdir())
+    assert time.monotonic() - start < 60
+
+
+def test_resuming_under_a_config_that_means_something_else_is_refused(straight):
+    result = train(straight, "--config.optim.learning_rate=0.5")
+    assert result.returncode == 2
+    assert "config.optim.learning_rate: 0.001 → 0.5" in result.stderr
+    assert json.loads((straight / "config.json").read_text())["optim"]["learning_rate"] == 0.001
+    # What does not change the result may change; a finished run stays finished.
+    result = train(straight, "--config.log.tensorboard=false")
+    assert result.returncode == 0 and "finished" in result.stdout
+
+
+def test_a_folder_that_is_not_a_run_is_not_written_to(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = train(tmp_path)
+    assert result.returncode == 2 and "is not empty" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_steps_that_are_not_finite_stop_the_run_with_their_batch_saved(tmp_path):
+    flags = ["--config.optim.learning_rate=1e30", "--config.optim.warmup=0", "--config.optim.clip=none", "--config.max_nonfinite=3"]
+    result = train(tmp_path / "w", *flags)
+    assert result.returncode == 2
+    assert "3 steps in a row had a loss or gradient that is not finite" in result.stderr.strip().splitlines()[-1]
+    assert list((tmp_path / "w").glob("nonfinite_*.npz"))
+
+
+def test_eval_repeats_the_figures_of_training_whatever_the_batch(straight, tmp_path):
+    before = rows(straight)[-1]
+    result = call("eval", "--workdir", straight, "--evals", "reconstruction,codebook", "--batch-size", 50)
+    assert result.returncode == 0, result.stderr
+    printed = dict(line.split() for line in result.stdout.splitlines() if line.startswith("eval/"))
+    for name in ("eval/reconstruction/psnr", "eval/reconstruction/ssim", "eval/codebook/usage", "eval/codebook/perplexity"):
+        assert float(printed[name]) == pytest.approx(before[name], rel=1e-5), name
+    protocol = json.loads((straight / "evals/reconstruction_00000060.json").read_text())["protocol"]
+    assert protocol["count"] == 200 and protocol["parameters"] == "average" and protocol["rounding"] == "uint8"
+
+
+def test_init_from_takes_weights_alone(straight, tmp_path):
+    out = tmp_path / "export"
+    assert call("ckpt", "export", straight, out, "--kind", "inference").returncode == 0
+    result = train(tmp_path / "w", f"--config.init_from={out}", "--config.duration=5", "--config.optim.learning_rate=1e-9")
+    assert result.returncode == 0, result.stderr
+    assert "discriminator" in result.stderr and "starts fresh" in result.stderr
+    first, trained = rows(tmp_path / "w")[0]["train/psnr"], rows(straight)[-1]["eval/reconstruction/psnr"]
+    assert first == pytest.approx(trained, abs=1), "the weights were not taken"
+    assert rows(straight)[0]["train/psnr"] < trained - 2

@@ -1,0 +1,147 @@
+"""The vimlab child of the benchmark: the same task, step and search that `vimlab train` runs."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from pair import Arrays, serve
+
+from vimlab.config import Duration
+from vimlab.data.pipeline import DataConfig
+from vimlab.losses.perceptual import STAGES, WIDTHS
+from vimlab.optim import AdamW
+from vimlab.tasks.tokenizer_config import AdversarialConfig, LossConfig, TokenizerRun
+from vimlab.tasks.tokenizer_task import TokenizerTask
+from vimlab.tokenizers.code_search import nearest_codes
+from vimlab.tokenizers.quantizers import VectorQuantizerConfig, l2_normalize
+from vimlab.tokenizers.sizes import ViTSize
+from vimlab.tokenizers.tokenizer import TokenizerConfig
+
+
+def make_task(cell: dict) -> TokenizerTask:
+    """The cell as `vimlab train` would build it."""
+    tower, gan = ViTSize(**cell["tower"]), cell["gan"]
+    config = TokenizerRun(
+        duration=Duration(1000),
+        batch_size=cell["batch"],
+        data=DataConfig(train="none"),
+        model=TokenizerConfig(
+            image_size=cell["image_size"],
+            patch=cell["patch"],
+            encoder=tower,
+            decoder=tower,
+            output="rgb" if cell["epsilon"] is None else "logit_laplace",
+            laplace_epsilon=cell["epsilon"] or 0.1,
+            quantizer=VectorQuantizerConfig(codes=cell["codes"], dim=cell["dim"]),
+        ),
+        loss=LossConfig(
+            logit_laplace=cell["laplace"],
+            adversarial=gan
+            and AdversarialConfig(
+                weight=gan["weight"], r1=gan["r1"], r1_every=gan["r1_every"], channel_multiplier=gan["multiplier"],
+                base_channels=gan["base"], max_channels=gan["largest"], minibatch_group=gan["group"],
+            ),
+        ),
+        optim=AdamW(learning_rate=cell["learning_rate"], schedule="constant"),
+        reseed=None,
+    )  # fmt: skip
+    return TokenizerTask(config, 1000, lambda duration: int(duration.count), jnp.float32)
+
+
+def flatten(tree) -> Arrays:
+    """{path joined by '/': array}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(k.key) for k in path): np.asarray(x) for path, x in leaves}
+
+
+def common_arrays(cell: dict) -> Arrays:
+    """The inputs and weights that both sides start from."""
+    rng = np.random.default_rng(0)
+    if cell["kind"] == "search":
+        draw = lambda *shape: np.asarray(l2_normalize(jnp.asarray(rng.standard_normal(shape, np.float32))))
+        return {"latents": draw(cell["images"], cell["length"], cell["dim"]), "codebook": draw(cell["codes"], cell["dim"])}
+    arrays = flatten(jax.jit(make_task(cell).init)(jax.random.key(0)).params)
+    if cell["lpips"]:
+        arrays |= {f"vgg/{k}": v for k, v in random_vgg(rng).items()}
+    shape = (cell["batch"], cell["image_size"], cell["image_size"], 3)
+    return arrays | {"images": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
+
+
+def random_vgg(rng: np.random.Generator) -> Arrays:
+    """LPIPS weights that keep activations' size; a timing does not depend on what they have learned."""
+    weights, channels = {}, 3
+    for stage, (indices, width) in enumerate(zip(STAGES, WIDTHS, strict=True)):
+        for i in indices:
+            weights[f"conv{i}.w"] = rng.standard_normal((3, 3, channels, width), np.float32) * (2 / (9 * channels)) ** 0.5
+            weights[f"conv{i}.b"] = np.full(width, 0.01, np.float32)
+            channels = width
+        weights[f"head{stage}"] = rng.random(width, np.float32)
+    return weights
+
+
+class Train:
+    """A training step as `vimlab train` makes it: donated state, metrics, the guard against non-finite losses."""
+
+    def __init__(self, cell: dict, variant: str, arrays: Arrays) -> None:
+        self.task, self.batch = make_task(cell), {"image": jnp.asarray(arrays["images"])}
+        self.initial = jax.jit(self.task.init)(jax.random.key(0))
+        for name, x in flatten(self.initial.params).items():
+            np.testing.assert_array_equal(x, arrays[name])
+        vgg = {k.removeprefix("vgg/"): v for k, v in arrays.items() if k.startswith("vgg/")}
+        if vgg:
+            self.task.frozen = {"vgg": vgg}
+        self.frozen, self.root = jax.device_put(self.task.frozen), jax.random.key(0)
+        self.state, self.step = None, jax.jit(self.task.train_step, donate_argnums=0)
+
+    def first(self, phase: str) -> Arrays:
+        images = self.batch["image"] / np.float32(255)
+        outputs = {"reconstructions": jax.jit(self.task.predict_fns()["reconstruct"])(self.initial, images)}
+        self.state = jax.tree.map(jnp.copy, self.initial)
+        metrics = self._step(phase)
+        outputs["loss"] = metrics["loss"][0] / metrics["loss"][1]
+        # The first step's gradients, read from AdamW's first moments.
+        moments = {name: _first_moments(optim) for name, optim in self.state.opt_state.items()}
+        gradients = flatten(jax.tree.map(lambda m: m / (1 - self.task.config.optim.b1), moments))
+        return outputs | {f"gradients of {k}": v for k, v in gradients.items()}
+
+    def run(self, phase: str) -> None:
+        self._step(phase)
+
+    def _step(self, phase: str):
+        # R1 is due on multiples of r1_every.
+        state = self.state.replace(step=jnp.int32(0 if phase == "r1" else 1))
+        self.state, metrics = self.step(state, self.frozen, self.batch, self.root)
+        return jax.block_until_ready((self.state, metrics))[1]
+
+
+def _first_moments(opt_state):
+    """The first moments in an optax chain."""
+    return next(part.mu for part in opt_state if hasattr(part, "mu"))
+
+
+class Search:
+    """`nearest_codes` as the quantizer calls it."""
+
+    def __init__(self, cell: dict, variant: str, arrays: Arrays) -> None:
+        self.latents, self.codebook = jnp.asarray(arrays["latents"]), jnp.asarray(arrays["codebook"])
+        self.search = jax.jit(nearest_codes)
+
+    def first(self, phase: str) -> Arrays:
+        ids = np.asarray(self.search(self.latents, self.codebook))
+        return {"codes": np.asarray(self.codebook)[ids.ravel()]}
+
+    def run(self, phase: str) -> None:
+        self.search(self.latents, self.codebook).block_until_ready()
+
+
+def make(cell: dict, variant: str, arrays: Arrays) -> Train | Search:
+    return {"train": Train, "search": Search}[cell["kind"]](cell, variant, arrays)
+
+
+if __name__ == "__main__":
+    serve(make, common_arrays)

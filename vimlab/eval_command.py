@@ -1,0 +1,50 @@
+"""`vimlab eval`: a checkpoint's figures, each with its protocol, and the report of the run."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import logging
+
+from vimlab import config as configs
+from vimlab import run as runs
+from vimlab.checkpoint import Checkpointer, CheckpointError
+from vimlab.evals import EVALUATORS, evaluate
+from vimlab.evals.report import write_report
+from vimlab.parallel.mesh import MeshConfig
+from vimlab.run import Run
+from vimlab.state import TrainState
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `eval` command."""
+    argv, overrides = configs.split_overrides(argv)
+    parser = argparse.ArgumentParser(prog="vimlab eval", description="Evaluate a checkpoint of a run. Keys of the run's config can be set with "
+                                     "--config.data.eval=… and --config.evals.…=…")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--evals", default=",".join(EVALUATORS), help=f"comma-separated, from: {', '.join(EVALUATORS)}")
+    parser.add_argument("--step", default=None, type=int, help="the newest good checkpoint if not given")
+    parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure")
+    args = parser.parse_args(argv)
+
+    config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)
+    evaluators = config.evals.named([n for n in args.evals.split(",") if n])
+    # A checkpoint of any mesh is evaluated on all devices of this machine.
+    run = Run(dataclasses.replace(config, mesh=MeshConfig()), training=False)
+    with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
+        abstract, networks = run.abstract_state(), run.task.inference_networks
+        wanted = {"params": {name: abstract.params[name] for name in networks}, "ema": abstract.ema}
+        restored = checkpoints.restore(wanted, args.step, subset=True)
+        if restored is None:
+            raise CheckpointError(f"{args.workdir} holds no finished checkpoint yet")
+        step, arrays, _ = restored
+        state = TrainState(step=step, params=arrays["params"], opt_state={}, ema=arrays["ema"], extra={})
+        logging.info("evaluating step %d on %d images", step, len(run.eval_source or ()))
+        figures = evaluate(evaluators, run.subject(state, step, args.batch_size), args.workdir)
+    if jax.process_index() == 0:
+        width = max(map(len, figures))
+        print("\n".join(f"{name:{width}}  {value:.6g}" for name, value in figures.items()))
+        print(f"report: {write_report(args.workdir)}")
+    return 0

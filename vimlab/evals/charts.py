@@ -1,0 +1,142 @@
+"""Which metrics share a plot, and the plots of a run."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+
+import numpy as np
+
+from vimlab.evals import page, svg
+from vimlab.evals.workdir import Run
+
+COLOURS = 6
+MARKS = 20
+SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*")
+TITLES = {
+    "mfu": "Share of peak FLOP/s",
+    "tflops": "TFLOP/s",
+    "step_ms": "Step time, ms",
+    "data_wait": "Time spent waiting for data",
+    "psnr_of_mean_mse": "PSNR of the mean error, dB",
+    "entropy_bits": "Entropy per token, bits",
+    "nonfinite_share": "Steps skipped",
+    "top_code_share": "Share of the busiest code",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A plot for the metrics whose last name part matches one of the patterns; the first plot that matches takes them."""
+
+    title: str
+    patterns: tuple[str, ...]
+    log: bool = False
+    smoothed: bool = True
+    from_zero: bool = False
+
+
+PLOTS = (
+    Plot("Loss", ("loss", "total_loss"), log=True),
+    Plot("PSNR, dB", ("psnr",)),
+    Plot("Reconstruction errors", ("l1", "l2", "mse", "mae", "perceptual", "lpips"), log=True),
+    Plot("SSIM", ("ssim",)),
+    Plot("Logit-Laplace loss", ("logit_laplace*",)),
+    Plot("Codebook usage", ("codebook_usage*", "usage", "usage_batch"), from_zero=True),
+    Plot("Codebook perplexity", ("*perplexity",), from_zero=True),
+    Plot("Unused codes", ("dead_codes",), from_zero=True),
+    Plot("Codebook losses", ("codebook*", "commit*", "quantizer*"), log=True),
+    Plot("Adversarial losses", ("*adversarial*", "gan*", "disc*loss", "d_loss", "g_loss", "r1*"), log=True),
+    Plot("Discriminator logits", ("*logit*",)),
+    Plot("Gradient and update norms", ("*norm*",), log=True),
+    Plot("Learning rate", ("lr", "lr_*", "*_lr", "learning_rate*"), smoothed=False, from_zero=True),
+    Plot("Images per second", ("images_per_s*",), from_zero=True),
+)
+
+
+def leaf(name: str) -> str:
+    """`eval/reconstruction/psnr` → `psnr`."""
+    return name.rsplit("/", 1)[-1]
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share of one, to be shown as per cent."""
+    return any(fnmatch.fnmatch(leaf(name), p) for p in SHARES)
+
+
+def named_plots(run: Run) -> str:
+    """The plots of PLOTS that the run has metrics for."""
+    groups, _ = _groups(run)
+    return _wrap("pair", [_draw(run, plot, names) for plot, names in groups])
+
+
+def more_plots(run: Run) -> str:
+    """Everything else, small; metrics that end in the same word share a plot."""
+    _, rest = _groups(run)
+    plots = [Plot(TITLES.get(title, title.replace("_", " ")), (), from_zero=is_share(title)) for title in rest]
+    return _wrap("small", [_draw(run, plot, names, svg.SMALL) for plot, names in zip(plots, rest.values(), strict=True)])
+
+
+def _wrap(style: str, plots: list[str]) -> str:
+    return f'<div class="{style}">{"".join(plots)}</div>' if plots else ""
+
+
+def _groups(run: Run) -> tuple[list[tuple[Plot, list[str]]], Mapping[str, list[str]]]:
+    named: dict[int, list[str]] = {}
+    rest: dict[str, list[str]] = {}
+    # Training before evaluation, so that it has the first colour everywhere.
+    for name in sorted(run.series, key=lambda n: (not n.startswith("train/"), n)):
+        matches = [i for i, p in enumerate(PLOTS) if any(fnmatch.fnmatch(leaf(name), pattern) for pattern in p.patterns)]
+        if matches and len(named.get(matches[0], ())) < COLOURS:
+            named.setdefault(matches[0], []).append(name)
+        else:
+            title = leaf(name)
+            full = len(rest.get(title, ())) >= COLOURS
+            rest.setdefault(name if full else title, []).append(name)
+    return [(PLOTS[i], named[i]) for i in sorted(named)], rest
+
+
+def _draw(run: Run, plot: Plot, names: list[str], frame: svg.Frame = svg.LARGE) -> str:
+    # The first colour means training wherever there is but one curve of it.
+    first = 0 if names[0].startswith("train/") else 1
+    series = [
+        svg.Series(label, *run.series[name], sparse=not name.startswith("train/"), colour=(first + i) % COLOURS)
+        for i, (name, label) in enumerate(zip(names, _labels(names), strict=True))
+    ]
+    shares = all(is_share(n) for n in names)
+    drawing = svg.curves(
+        series,
+        title=f"{plot.title} over training steps",
+        last_step=run.last_step,
+        log=plot.log,
+        smoothed=plot.smoothed,
+        from_zero=plot.from_zero,
+        form=svg.percent if shares else svg.compact,
+        frame=frame,
+        marks=sorted({e["step"] for e in run.events})[:MARKS],
+    )
+    final = svg.percent if shares else svg.number
+    return page.plot(
+        plot.title[:1].upper() + plot.title[1:], drawing, [(s.colour, s.label, final(float(s.y[-1]))) for s in series]
+    )
+
+
+def _labels(names: list[str]) -> list[str]:
+    """The shortest words that tell the curves of one plot apart."""
+    origins = [n.split("/")[0] if "/" in n else "" for n in names]
+    leaves = [leaf(n).replace("_", " ") for n in names]
+    for candidates in (
+        origins,
+        leaves if len(set(origins)) == 1 else [],
+        [f"{o} {w}".strip() for o, w in zip(origins, leaves, strict=True)],
+    ):
+        if len(set(candidates)) == len(names) and all(candidates):
+            return candidates
+    return names
+
+
+def speed(run: Run) -> float | None:
+    """Images per second, the median over the second half of the log."""
+    if "train/images_per_s" not in run.series:
+        return None
+    values = run.series["train/images_per_s"][1]
+    return float(np.median(values[len(values) // 2 :]))

@@ -1,0 +1,137 @@
+"""What an evaluator is given and gives back, and the result files that carry each figure's protocol."""
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vimlab
+from vimlab import pictures
+from vimlab.config import ConfigError, Duration
+from vimlab.tokens import TokenSpec
+
+# What only the caller knows of a figure; without any of these no figure is written.
+PROTOCOL_KEYS = ("data", "fingerprint", "split", "crop", "size", "dtype", "parameters", "command")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model and the set of images to look at it with.
+
+    Attributes:
+      state: handed to the predict functions as it is.
+      predict_fns: {"reconstruct": (state, images f32[B,H,W,3] in [0,1]) → f32[B,H,W,3],
+        "encode": (state, images) → i32[B,N,G]}, both jitted.
+      batches: starts one pass over the set in its fixed order: {"image": uint8[B,S,S,3], "mask": f32[B], …}; the last
+        batch is filled up to B with examples of mask 0. Arrays of NumPy, or global ones of JAX.
+      spec: of the tokens that "encode" returns.
+      protocol: PROTOCOL_KEYS and whatever else fixes the figures.
+      step: of the state.
+    """
+
+    state: Any
+    predict_fns: Mapping[str, Callable[..., jax.Array]]
+    batches: Callable[[], Iterator[Mapping[str, Any]]]
+    spec: TokenSpec
+    protocol: Mapping[str, Any]
+    step: int
+
+    def predict(self, name: str) -> Callable[..., jax.Array]:
+        """The predict function of that name. Raises ConfigError where the task has none."""
+        if name not in self.predict_fns:
+            raise ConfigError(f"this task cannot {name!r}, which an evaluator asked for; it offers {sorted(self.predict_fns)}")
+        return self.predict_fns[name]
+
+    def examples(self) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """One pass: images f32[B,S,S,3] in [0,1] and which of them are real, bool[B]. Raises ConfigError on an empty set."""
+        count = 0
+        for batch in self.batches():
+            real = to_host(batch["mask"]) > 0
+            count += int(real.sum())
+            yield _to_float(batch["image"]), real
+        if not count:
+            raise ConfigError(
+                f"the evaluation set {self.protocol['data']!r} (split {self.protocol['split']!r}) holds no images"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one evaluation found.
+
+    Attributes:
+      metrics: names and figures.
+      protocol: what the evaluator itself fixes; always the "count" of images.
+      pictures: uint8[H,W,3] each.
+      arrays: JSON values too large to be figures.
+    """
+
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """A section of `config.evals` that can run itself."""
+
+    NAME: ClassVar[str]
+    every: Duration
+
+    def run(self, subject: Subject) -> Result:
+        """Looks at every image of the set once."""
+
+
+@jax.jit
+def _to_float(images: jax.Array) -> jax.Array:
+    return images.astype(jnp.float32) / 255
+
+
+def to_host(x: Any) -> np.ndarray:
+    """The whole of an array on every host, also where its shards lie on several."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def evaluate(evaluators: Mapping[str, Evaluator], subject: Subject, workdir: str | os.PathLike) -> dict[str, float]:
+    """Runs evaluators and writes `evals/{name}_{step}.json` and `pictures/{name}_{step}.png` into the workdir.
+
+    Returns:
+      {"eval/reconstruction/psnr": …}: every figure under its evaluator's name, as the training log takes them.
+
+    Raises:
+      ConfigError: the protocol lacks one of PROTOCOL_KEYS, the set is empty, or the task cannot do what is asked.
+    """
+    missing = [k for k in PROTOCOL_KEYS if k not in subject.protocol]
+    if missing:
+        raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
+    workdir, figures = pathlib.Path(workdir), {}
+    for name, evaluator in evaluators.items():
+        result = evaluator.run(subject)
+        figures |= {f"eval/{name}/{key}": value for key, value in result.metrics.items()}
+        if jax.process_index() == 0:
+            _write(workdir, name, subject, result)
+    return figures
+
+
+def _write(workdir: pathlib.Path, name: str, subject: Subject, result: Result) -> None:
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    known = {"evaluator": name, "step": subject.step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}
+    finite = {k: v if math.isfinite(v) else None for k, v in result.metrics.items()}
+    record = {"protocol": {**subject.protocol, **result.protocol, **known}, "metrics": finite, "arrays": result.arrays}
+    text = json.dumps(record, allow_nan=False)
+    pictures.write_whole(workdir / "evals" / f"{name}_{subject.step:08d}.json", text.encode())
+    for key, image in result.pictures.items():
+        pictures.save_png(workdir / "pictures" / f"{key}_{subject.step:08d}.png", image)

@@ -1,0 +1,87 @@
+"""How near reconstructions come to held-out images: PSNR, SSIM, L1, L2 and a grid to look at."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vimlab import pictures
+from vimlab.config import ConfigError, Duration
+from vimlab.evals import image_metrics
+from vimlab.evals.evaluator import Result, Subject, to_host
+
+COLUMNS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """Evaluates reconstructions after rounding them to 8 bits, as anybody who saves them will see them.
+
+    Attributes:
+      every: how often during training.
+      pictures: images shown, the first of the set.
+    """
+
+    NAME: ClassVar[str] = "reconstruction"
+    every: Duration = Duration(1000)
+    pictures: int = 16
+
+    def __post_init__(self):
+        if self.pictures < 0:
+            raise ConfigError(f"pictures is {self.pictures}, but must not be negative")
+
+    def run(self, subject: Subject) -> Result:
+        """Reconstructs every image. Uses predict_fns["reconstruct"]."""
+        reconstruct = subject.predict("reconstruct")
+        parts: list[dict[str, np.ndarray]] = []
+        shown: list[tuple[np.ndarray, np.ndarray]] = []
+        missing = self.pictures
+        for images, real in subject.examples():
+            rounded = _round(reconstruct(subject.state, images))
+            if rounded.shape != images.shape:
+                raise ConfigError(
+                    f"reconstructions of shape {rounded.shape} cannot be compared with images of {images.shape}; "
+                    "evaluate at the model's own image size"
+                )
+            parts.append({k: to_host(v)[real] for k, v in _figures(images, rounded).items()})
+            if missing:
+                pair = [pictures.to_uint8(to_host(x)[real][:missing]) for x in (images, rounded)]
+                shown.append((pair[0], pair[1]))
+                missing -= len(pair[0])
+        # Every image's figures, in the set's order and in f64: no batch size or number of devices enters the means.
+        values = {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
+        means = {k: float(v.mean()) for k, v in values.items()}
+        means["psnr_of_mean_mse"] = float(image_metrics.psnr_of_mse(means["l2"]))
+        metrics = {k: means[k] for k in ("psnr", "psnr_of_mean_mse", "ssim", "l1", "l2") if k in means}
+        protocol = {
+            "count": len(values["l2"]),
+            "rounding": "uint8",
+            "data_range": 1.0,
+            "psnr": "mean over images of PSNR, each at most 100 dB",
+            "psnr_of_mean_mse": "PSNR of the mean over images of MSE",
+            "ssim": "Gaussian 11x11, sigma 1.5, K 0.01 and 0.03, per channel, valid region",
+        }
+        return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: _grid(shown)} if shown else {})
+
+
+@jax.jit
+def _round(images: jax.Array) -> jax.Array:
+    return jnp.round(jnp.clip(images.astype(jnp.float32), 0, 1) * 255) / 255
+
+
+@jax.jit
+def _figures(images: jax.Array, rounded: jax.Array) -> dict[str, jax.Array]:
+    """Per image, f32[B] each."""
+    figures = {"psnr": image_metrics.psnr, "l1": image_metrics.mae, "l2": image_metrics.mse}
+    if min(images.shape[1:3]) > 2 * image_metrics.SSIM_RADIUS:
+        figures["ssim"] = image_metrics.ssim
+    return {name: metric(images, rounded) for name, metric in figures.items()}
+
+
+def _grid(shown: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Strips of up to eight inputs, each over the strip of their reconstructions."""
+    inputs, outputs = (np.concatenate(images) for images in zip(*shown, strict=True))
+    rows = [x[i : i + COLUMNS] for i in range(0, len(inputs), COLUMNS) for x in (inputs, outputs)]
+    return pictures.grid(rows, labels=["input", "reconstruction"] * (len(rows) // 2))

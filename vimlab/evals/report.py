@@ -1,0 +1,248 @@
+"""One self-contained HTML page about a run: figures with their protocol, pictures, curves, codebook, config, environment."""
+
+import base64
+import datetime
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import vimlab
+from vimlab import pictures
+from vimlab.config import flatten
+from vimlab.evals import EVALUATORS, charts, page, svg, workdir
+
+PICTURE_WIDTH = 1600
+PICTURE_BYTES = 400_000
+SHOWN_EVENTS = 20
+LONGEST_VALUE = 400
+
+Format = Callable[[float], str]
+# Metric: its name for people, its unit, how it is written.
+METRICS: dict[str, tuple[str, str, Format]] = {
+    "psnr": ("PSNR, mean over images", "dB", "{:.2f}".format),
+    "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
+    "ssim": ("SSIM", "", "{:.4f}".format),
+    "l1": ("L1, mean absolute error", "", "{:.4f}".format),
+    "l2": ("L2, mean squared error", "", "{:.5f}".format),
+    "usage": ("Codes used by the whole set", "", svg.percent),
+    "usage_batch": ("Codes used by one batch", "", svg.percent),
+    "perplexity": ("Perplexity", "", "{:,.1f}".format),
+    "entropy_bits": ("Entropy per token", "bits", "{:.2f}".format),
+    "dead_codes": ("Codes never used", "", svg.number),
+    "top_code_share": ("Share of the busiest code", "", svg.percent),
+}
+CARDS = (
+    ("reconstruction", "psnr", "PSNR"),
+    ("reconstruction", "ssim", "SSIM"),
+    ("codebook", "usage", "Codebook usage"),
+    ("codebook", "perplexity", "Codebook perplexity"),
+)
+PICTURES = {"reconstruction": "Held-out images; under each strip, what the model makes of it"}
+
+
+def write_report(directory: str | os.PathLike) -> pathlib.Path:
+    """Writes `report.html` into a workdir from whatever the run has left there so far.
+
+    Returns:
+      the report's path.
+
+    Raises:
+      ConfigError: the workdir holds nothing of a run.
+    """
+    run = workdir.read(directory)
+    body = "\n".join(filter(None, (part(run) for part in SECTIONS)))
+    path = pathlib.Path(directory) / "report.html"
+    pictures.write_whole(path, page.page(f"{run.name} · vimlab", body).encode())
+    return path
+
+
+def head(run: workdir.Run) -> str:
+    """Name, state and size of the run, and its most telling figures."""
+    total = run.info.get("total_steps")
+    finished = total is not None and run.last_step >= total
+    state = f"Finished, {total:,} steps" if finished else f"Step {run.last_step:,}" + (f" of {total:,}" if total else "")
+    facts = [f'<span class="status{" good" * finished}">{state}</span>']
+    facts += [f"<span>{page.escape(f)}</span>" for f in (_duration(run), _speed(run), run.info.get("devices")) if f]
+    latest = {name: records[-1]["metrics"] for name, records in run.results.items()}
+    cards = [
+        page.card(title, *_figure(metric, latest[name][metric]))
+        for name, metric, title in CARDS
+        if latest.get(name, {}).get(metric) is not None
+    ]
+    cards = f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+    return (
+        f'<header><div class="kicker">vimlab · run report</div><h1>{page.escape(run.name)}</h1>'
+        f'<div class="facts">{"".join(facts)}</div>{cards}</header>'
+    )
+
+
+def alarms(run: workdir.Run) -> str:
+    """What went wrong on the way: non-finite losses, collapse, unreadable data."""
+    if not run.events:
+        return ""
+    rows = ""
+    for e in run.events[-SHOWN_EVENTS:]:
+        steps = f"{e['step']:,}" + (f" – {e['until']:,}" if e["until"] > e["step"] else "")
+        rows += f"<tr><td>{steps}</td><td>{page.escape(e['event'])}</td><td>{page.escape(e.get('message', ''))}</td></tr>"
+    older = len(run.events) - SHOWN_EVENTS
+    more = (
+        f'<p class="note">The newest {SHOWN_EVENTS} of {len(run.events)}; the others are in metrics.jsonl.</p>'
+        if older > 0
+        else ""
+    )
+    return (
+        f'<section class="alarms"><h2>Alarms and events</h2><div class="scroll"><table>'
+        "<tr><th>Step</th><th>Event</th><th>Message</th></tr>"
+        f"{rows}</table></div>{more}</section>"
+    )
+
+
+def figures(run: workdir.Run) -> str:
+    """The newest result of each evaluator, each with its protocol."""
+    tables = []
+    for name, records in sorted(run.results.items(), key=lambda item: _rank(EVALUATORS, item[0])):
+        protocol, metrics = records[-1]["protocol"], records[-1]["metrics"]
+        rows = []
+        for metric, value in sorted(metrics.items(), key=lambda item: _rank(METRICS, item[0])):
+            text, unit = _figure(metric, value)
+            label = METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
+            rows.append(f'<tr><td>{page.escape(label)}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
+        note = f"{protocol['count']:,} images ({_short(protocol['split'])}), step {protocol['step']:,}"
+        tables.append(
+            f'<figure><h3>{page.escape(name.capitalize())}</h3><p class="note">{page.escape(note)}</p>'
+            f"<table>{''.join(rows)}</table>"
+            f"{page.folded('Protocol: how these figures came about', page.pairs(_plain(protocol)))}</figure>"
+        )
+    return page.section("Final figures", f'<div class="pair">{"".join(tables)}</div>' if tables else "")
+
+
+def shown_pictures(run: workdir.Run) -> str:
+    """Of each series of pictures the newest, and from the way there the first and the middle one."""
+    parts = []
+    for name, files in run.pictures.items():
+        early = [files[i] for i in sorted({0, (len(files) - 1) // 2} - {len(files) - 1})]
+        title = PICTURES.get(name, name.replace("_", " ").capitalize())
+        parts.append(_picture(title, *files[-1]))
+        if early:
+            parts.append(f'<div class="pair">{"".join(_picture("Earlier", *f) for f in early)}</div>')
+    return page.section("Pictures", f'<div class="pictures">{"".join(parts)}</div>' if parts else "")
+
+
+def curves(run: workdir.Run) -> str:
+    """The named plots."""
+    marks = '<p class="note">Dashed red lines mark the alarms and events above.</p>' if run.events else ""
+    plots = charts.named_plots(run)
+    return page.section("Curves", plots and marks + plots)
+
+
+def codebook(run: workdir.Run) -> str:
+    """How evenly the codes are used, sorted from the busiest."""
+    records = run.results.get("codebook")
+    if not records or not np.any(records[-1]["arrays"]["counts"]):
+        return ""
+    protocol, drawings = records[-1]["protocol"], []
+    for g, counts in enumerate(np.asarray(records[-1]["arrays"]["counts"])):
+        title = "Uses of each code, from the busiest" + (f" (sub-code {g})" if len(records[-1]["arrays"]["counts"]) > 1 else "")
+        drawings.append(page.plot(title, svg.frequencies(counts, title=title)))
+    metrics = records[-1]["metrics"]
+    used, busy = svg.percent(metrics["usage"]), svg.percent(metrics["top_code_share"])
+    text = (
+        f"The {protocol['count']:,} images ({_short(protocol['split'])}) use {used} of {protocol['codes']:,} codes; "
+        f"{svg.number(metrics['dead_codes'])} are never used, and the busiest takes {busy} of all tokens. "
+        f"The perplexity says that the set is as varied as {metrics['perplexity']:,.0f} codes in even use."
+    )
+    busiest = ", ".join(f"{k} ({count:,})" for _, k, count in records[-1]["arrays"].get("top_codes", ()))
+    note = f'<p class="note">Busiest codes (uses): {busiest}</p>' if busiest else ""
+    return page.section("Codebook", f'<div class="pair">{"".join(drawings)}<div><p>{page.escape(text)}</p>{note}</div></div>')
+
+
+def more_curves(run: workdir.Run) -> str:
+    """All metrics without a named plot."""
+    return page.section("More curves", charts.more_plots(run))
+
+
+def setting(run: workdir.Run) -> str:
+    """What was run, and on what."""
+    config = page.folded("Resolved config", page.pairs(_plain(run.config))) if run.config else ""
+    return page.section("Config and environment", page.pairs(_plain(run.info)) if run.info else "", config)
+
+
+def foot(run: workdir.Run) -> str:
+    """Who wrote the page, and when."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<footer>Written by vimlab {vimlab.__version__} on {date} from {page.escape(run.workdir)}.</footer>"
+
+
+SECTIONS: Sequence[Callable[[workdir.Run], str]] = (
+    head,
+    alarms,
+    figures,
+    shown_pictures,
+    curves,
+    codebook,
+    more_curves,
+    setting,
+    foot,
+)
+
+
+def _rank(order: Mapping[str, Any], name: str) -> tuple[int, str]:
+    """Known names in their order, then the others."""
+    return (list(order).index(name) if name in order else len(order)), name
+
+
+def _figure(metric: str, value: float | None) -> tuple[str, str]:
+    """A metric's value as text, and its unit."""
+    if value is None:
+        return "not finite", ""
+    _, unit, form = METRICS.get(metric, ("", "", svg.percent if charts.is_share(metric) else svg.number))
+    return form(value), unit
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, str]:
+    """Nested JSON as dotted keys and one-line values, long ones (a thousand class names) cut short."""
+    text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in flatten(tree).items()}
+    return {k: v if len(v) <= LONGEST_VALUE else f"{v[:LONGEST_VALUE]}… ({len(v):,} characters)" for k, v in text.items()}
+
+
+def _picture(title: str, step: int, file: pathlib.Path) -> str:
+    from PIL import Image
+
+    data, kind = file.read_bytes(), "png"
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    if len(data) > PICTURE_BYTES or width > PICTURE_WIDTH:
+        # The page is to be mailed about; the file beside it keeps every bit.
+        buffer, kind = io.BytesIO(), "jpeg"
+        image = image.convert("RGB")
+        image.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
+        image.save(buffer, "JPEG", quality=90)
+        data = buffer.getvalue()
+        title += f" (reduced; {file.parent.name}/{file.name} is the original)"
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return (
+        f"<figure><figcaption><b>Step {step:,}</b> · {page.escape(title)}</figcaption>"
+        f'<img src="{source}" width="{width}" height="{height}" alt="{page.escape(f"{title}, step {step}")}"></figure>'
+    )
+
+
+def _short(path: str) -> str:
+    """A data set's name without its folders."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _duration(run: workdir.Run) -> str:
+    seconds = round(run.train_seconds)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+    return f"{text} of training" if seconds else ""
+
+
+def _speed(run: workdir.Run) -> str:
+    speed = charts.speed(run)
+    return f"{svg.number(float(f'{speed:.3g}'))} images/s" if speed else ""

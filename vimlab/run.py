@@ -1,0 +1,175 @@
+"""From a resolved config to what training and evaluation stand on: data sources, step counts, mesh, task."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.typing import DTypeLike
+
+import vimlab
+from vimlab import config as configs
+from vimlab.config import ConfigError, Duration
+from vimlab.data.images import DECODER
+from vimlab.data.pipeline import EvalPipeline, open_train_eval
+from vimlab.evals.evaluator import Subject
+from vimlab.parallel.mesh import check_batch, make_mesh
+from vimlab.parallel.rules import batch_sharding
+from vimlab.pictures import write_whole
+from vimlab.tasks.task import RunConfig, Task
+from vimlab.tasks.tokenizer_config import TokenizerRun
+from vimlab.tasks.tokenizer_task import TokenizerTask
+
+TASKS: dict[str, tuple[type[RunConfig], type[Task]]] = {TokenizerRun.NAME: (TokenizerRun, TokenizerTask)}
+# What may differ between a run and its continuation, because it does not change what is computed.
+FREE_KEYS = ("log.", "checkpoint.", "evals.", "mesh.", "data.threads", "data.prefetch", "data.max_bad", "max_nonfinite")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
+
+
+def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Builds the run's config by its `task`. Raises ConfigError."""
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    name = tree.pop("task", None) or tree.get("name")
+    if name not in TASKS:
+        raise ConfigError(f"config.task is {name!r}, but must be one of {sorted(TASKS)}")
+    return configs.resolve(TASKS[name][0], tree | {"name": name}, overrides)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON values; `resolve(to_dict(config)) == config`."""
+    tree = configs.to_dict(config)
+    return {"task": tree.pop("name")} | tree
+
+
+def read_config(workdir: pathlib.Path) -> RunConfig:
+    """The config that a workdir's run was started with. Raises ConfigError where there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no config.json, so it is not the workdir of a run")
+    return resolve(json.loads(path.read_text()))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Differences between two configs as lines: those that change what is computed, and the others."""
+    lines = {key: f"config.{key}: {a!r} → {b!r}" for key, (a, b) in configs.diff(old, new).items()}
+    free = {key for key in lines if key.startswith(FREE_KEYS)}
+    return [v for k, v in lines.items() if k not in free], [v for k, v in lines.items() if k in free]
+
+
+class Run:
+    """Everything of a run that is fixed before its first step.
+
+    Args:
+      config: the run's config.
+      training: whether steps will be made; evaluation takes any batch.
+
+    Attributes:
+      config: the run's config.
+      train_source, eval_source: the data; the latter may be None.
+      total_steps: of the whole run.
+      mesh: over all devices.
+      task: built for them.
+      shardings: the state's.
+
+    Raises:
+      ConfigError, DataError, ShardingError: whatever can be known to be wrong before the first step, in one sentence.
+    """
+
+    def __init__(self, config: RunConfig, *, training: bool = True) -> None:
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        if training:
+            check_batch(self.mesh, config.batch_size)
+        self.train_source, self.eval_source = open_train_eval(config.data)
+        self.total_steps = 0
+        self.total_steps = self.to_steps(config.duration)
+        if self.total_steps < 1:
+            raise ConfigError("config.duration is shorter than one step")
+        self.dtype = _dtype(config.precision)
+        self.task = TASKS[config.NAME][1](config, self.total_steps, self.to_steps, self.dtype)
+        self.shardings = self.task.shardings(self.mesh)
+
+    def to_steps(self, duration: Duration) -> int:
+        """A duration of this run in steps."""
+        return duration.steps(self.config.batch_size, len(self.train_source), self.total_steps)
+
+    @functools.cached_property
+    def root(self) -> jax.Array:
+        """The key that every random stream of the run is folded from."""
+        return jax.random.key(self.config.seed)
+
+    def abstract_state(self) -> Any:
+        """Shapes, types and today's layout of the state's arrays."""
+        shapes = jax.eval_shape(self.task.init, self.root)
+        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, self.shardings)
+
+    @functools.cached_property
+    def predict_fns(self) -> dict[str, Callable[..., jax.Array]]:
+        return {name: jax.jit(fn) for name, fn in self.task.predict_fns().items()}
+
+    def subject(self, state: Any, step: int, batch_size: int | None = None) -> Subject:
+        """The state as evaluators look at it. Raises ConfigError where the config names no evaluation data."""
+        if self.eval_source is None:
+            raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
+                              "to a number of images to keep out of training")
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch_size = batch_size or self.config.batch_size
+        batch_size = -(-min(batch_size, len(self.eval_source)) // ways) * ways  # Whole rows on every device.
+        crop = self.config.data.eval_crop
+        pipeline = EvalPipeline(
+            self.eval_source, image_size=self.task.image_size, crop=crop, batch_size=batch_size,
+            process_index=jax.process_index(), process_count=jax.process_count(), threads=self.config.data.threads,
+            max_bad=self.config.data.max_bad,
+        )
+        sharding = batch_sharding(self.mesh)
+
+        def batches():
+            for batch in pipeline:
+                yield {k: jax.make_array_from_process_local_data(sharding, batch[k]) for k in ("image", "label", "mask")}
+
+        info = self.eval_source.info
+        protocol = {
+            "data": self.config.data.eval or f"{self.config.data.holdout} images held out of {self.config.data.train}",
+            "fingerprint": info.fingerprint,
+            "split": info.name,
+            "crop": configs.to_dict(crop),
+            "size": self.task.image_size,
+            "dtype": jnp.dtype(self.dtype).name,
+            "parameters": "average" if getattr(state, "ema", None) else "trained",
+            "command": " ".join(["vimlab", *sys.argv[1:]]),
+        }
+        return Subject(state=state, predict_fns=self.predict_fns, batches=batches, spec=self.config.model.spec, protocol=protocol, step=step)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, devices and data of this start of the run, for run.json and every checkpoint."""
+        info = self.train_source.info
+        return {
+            "version": vimlab.__version__,
+            "packages": {p: importlib.metadata.version(p) for p in PACKAGES},
+            "python": platform.python_version(),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "mesh": dict(self.mesh.shape),
+            "processes": jax.process_count(),
+            "data": dataclasses.asdict(info),
+            "decoder": DECODER,
+            "command": " ".join(["vimlab", *sys.argv[1:]]),
+        }
+
+
+def _dtype(precision: str) -> DTypeLike:
+    if precision == "auto":
+        precision = "f32" if jax.default_backend() == "cpu" else "bf16"
+    return {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes beside, then renames."""
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -1,0 +1,274 @@
+"""The training loop, read top to bottom: `vimlab train --config configs/x.py:arg --workdir DIR`.
+
+The loop's law, in this order: evaluate the state at step i, save it, take the next batch, make the step. Randomness is
+a function of (seed, stream, step) and the batch of (seed, step), so the step is the whole position of a run, and running
+the same command again continues as if nothing had happened.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+
+from vimlab import config as configs
+from vimlab import run as runs
+from vimlab.checkpoint import Checkpointer
+from vimlab.config import ConfigError
+from vimlab.data.pipeline import TrainPipeline
+from vimlab.data.prefetch import prefetch_to_mesh
+from vimlab.evals import evaluate
+from vimlab.evals.report import write_report
+from vimlab.export import init_from
+from vimlab.metrics import Averages, Progress, Speed, Writer, clock
+from vimlab.parallel.rules import batch_sharding
+from vimlab.run import Run
+from vimlab.tasks.task import RunConfig
+
+EXIT_PREEMPTED = 75  # "Try again": the state is saved, the same command goes on.
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `train` command. Returns the exit code: 0 finished, 75 stopped by a signal after saving."""
+    argv, overrides = configs.split_overrides(argv)
+    parser = argparse.ArgumentParser(prog="vimlab train", description="Train, or continue, the run of a workdir.")
+    parser.add_argument("--config", required=True, help="config file, as in configs/vitvq_emoji.py or configs/vitvq_emoji.py:smoke; "
+                        "set single keys with --config.optim.learning_rate=1e-4")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run; the same command on the same folder resumes it")
+    parser.add_argument("--allow-config-change", action="store_true", help="resume although the config has changed what is computed")
+    args = parser.parse_args(argv)
+    config = runs.resolve(configs.load(args.config), overrides)
+    return train(config, args.workdir, allow_config_change=args.allow_config_change)
+
+
+def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool = False) -> int:
+    """Trains to the config's end, or continues to it. Returns the exit code (see `main`).
+
+    Raises:
+      ConfigError, DataError, ShardingError, CheckpointError: a mistake of the user's, before any long work.
+    """
+    started = time.time()
+    check_workdir(config, workdir, allow_config_change)
+    run = Run(config)
+    task, total = run.task, run.total_steps
+    frozen = task.frozen  # Reads the files of weights: a wrong one shows now.
+    checkpoints = Checkpointer(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_every_steps=run.to_steps(config.checkpoint.keep_every) if config.checkpoint.keep_every else None,
+    )
+    save_every = max(run.to_steps(config.checkpoint.every), 1)
+    log_every = max(run.to_steps(config.log.every), 1)
+    evaluators = config.evals.enabled()
+    eval_every = {name: max(run.to_steps(e.every), 1) for name, e in evaluators.items()}
+    if evaluators and run.eval_source is None:
+        raise ConfigError("config.evals asks for evaluations, but neither config.data.eval nor config.data.holdout gives images for them")
+
+    with jax.set_mesh(run.mesh):
+        # ---- the state: restored, else fresh ----
+        restored = checkpoints.restore(run.abstract_state())
+        if restored:
+            start, state, meta = restored
+            check_data(meta, run, allow_config_change)
+            averages = Averages(meta["averages"])
+            logging.info("resuming %s at step %d of %d", workdir, start, total)
+        else:
+            start, averages = 0, Averages()
+            state = jax.jit(task.init, out_shardings=run.shardings)(run.root)
+            if config.init_from:
+                state = start_from(config.init_from, state)
+        describe(run, state, workdir, started, start)
+        frozen = jax.device_put(frozen, jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec()))
+        step_fn = jax.jit(task.train_step, donate_argnums=0, out_shardings=(run.shardings, None))
+
+        pipeline = TrainPipeline(
+            run.train_source, image_size=task.image_size, crop=config.data.crop, batch_size=config.batch_size, seed=config.seed,
+            process_index=jax.process_index(), process_count=jax.process_count(), threads=config.data.threads,
+            prefetch=config.data.prefetch, max_bad=config.data.max_bad,
+        )
+        batches = prefetch_to_mesh(pipeline.iterate(start), batch_sharding(run.mesh), depth=config.data.prefetch)
+        writer = Writer(workdir, resume_step=start, tensorboard=config.log.tensorboard)
+        speed, progress = Speed(config.batch_size, task.flops_per_example()), Progress(start, total)
+        guard = NonfiniteGuard(config.max_nonfinite, workdir)
+        stop, profiling = StopSignal(), False
+
+        def save(step, *, wait=False):
+            meta = {"config": runs.to_dict(config), "averages": averages.sums(), "data_position": step, "inference_networks": task.inference_networks,
+                    **run.environment()}
+            checkpoints.save(step, state, meta, wait=wait)
+
+        # ---- the loop ----
+        try:
+            for step in range(start, total + 1):
+                paused = time.perf_counter()
+                if step > start:
+                    due = {name: e for name, e in evaluators.items() if step % eval_every[name] == 0 or step == total}
+                    if due:
+                        figures = evaluate(due, run.subject(state, step), workdir)
+                        writer.write(step, figures)
+                        progress.note(step, figures)
+                    if step % save_every == 0 or step == total or stop:
+                        save(step, wait=bool(stop) or step == total)
+                    if stop:
+                        logging.warning("stopped by %s at step %d; the state is saved, the same command goes on", stop.name, step)
+                        return EXIT_PREEMPTED
+                if step == total:
+                    break
+                speed.pause(time.perf_counter() - paused)
+
+                if config.log.profile_at == step:
+                    jax.profiler.start_trace(str(workdir / "profile"))
+                    profiling = True
+                batch = next(batches)
+                state, metrics = step_fn(state, frozen, batch, run.root)
+                speed.step()
+                averages.add(metrics)
+                guard.watch(step, metrics, batch)
+                if profiling and step == config.log.profile_at + config.log.profile_steps - 1:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    profiling = False
+
+                if (step + 1) % log_every == 0:
+                    figures = {f"train/{k}": v for k, v in averages.take().items()}
+                    figures |= {f"train/{k}": v for k, v in task.rates(step).items()}
+                    performance = speed.take(batches.wait_seconds) | {"train/bad_images": pipeline.bad["bad"]}
+                    writer.write(step + 1, figures | alarms(figures, step + 1, config))
+                    writer.write(step + 1, performance, performance=True)
+                    progress.show(step + 1, figures | performance)
+        finally:
+            stop.restore()
+            if profiling:
+                jax.profiler.stop_trace()
+            batches.close()
+            progress.end()
+            checkpoints.close()
+            writer.close()
+    if jax.process_index() == 0:
+        print(f"finished {total} steps in {clock(time.time() - started)}; report: {write_report(workdir)}")
+    return 0
+
+
+def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) -> None:
+    """Compares the config with the one that the workdir's run was started with.
+
+    Raises:
+      ConfigError: that config computes something else, or the folder is not empty and not a run's.
+    """
+    new, path = runs.to_dict(config), workdir / "config.json"
+    if path.exists():
+        refused, free = runs.changes(json.loads(path.read_text()), new)
+        for line in refused + free:
+            logging.warning("the config has changed since this run began: %s", line)
+        if refused and not allow_change:
+            raise ConfigError(f"the run in {workdir} was started with another config ({'; '.join(refused)}); use another --workdir, "
+                              "or --allow-config-change to go on all the same")
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise ConfigError(f"--workdir {workdir} is not empty and is not the workdir of a run; choose a new folder")
+
+
+def check_data(meta: dict, run: Run, allow_change: bool) -> None:
+    """Raises ConfigError where the data has changed since the checkpoint was written."""
+    old, new = meta["data"]["fingerprint"], run.train_source.info.fingerprint
+    if old != new and not allow_change:
+        raise ConfigError(f"the training data {run.config.data.train!r} has changed since this run began (fingerprint {old} → {new}); "
+                          "use another --workdir, or --allow-config-change to go on all the same")
+
+
+def start_from(path: str, state):
+    """The fresh state with the weights found at `path`."""
+    params, missing = init_from(path, state.params)
+    if missing:
+        logging.warning("init_from %s holds no %s: it starts fresh", path, " and no ".join(missing))
+    params = state.params | params
+    return state.replace(params=params, ema={name: jax.tree.map(lambda x: x.copy(), params[name]) for name in state.ema})
+
+
+def describe(run: Run, state, workdir: pathlib.Path, started: float, start: int) -> None:
+    """Says what is about to run, and writes run.json and the table of parameters."""
+    info, config = run.train_source.info, run.config
+    counts = {name: sum(x.size for x in jax.tree.leaves(p)) for name, p in state.params.items()}
+    logging.info("data: %s, %d images%s", info.name, info.size, f", {len(info.class_names)} classes" if info.class_names else "")
+    logging.info("parameters: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+    logging.info("%s, mesh %s, %s; steps %d to %d", run.environment()["devices"], dict(run.mesh.shape), np.dtype(run.dtype).name, start, run.total_steps)
+    for note in run.task.notes():
+        logging.warning("%s", note)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
+        runs.write_json(workdir / "config.json", runs.to_dict(config))
+        path = workdir / "run.json"
+        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
+        starts.append({"step": start, "time": now})
+        runs.write_json(path, run.environment() | {"parameters": counts, "total_steps": run.total_steps, "seed": config.seed, "starts": starts})
+
+
+def alarms(figures: dict[str, float], step: int, config: RunConfig) -> dict[str, str]:
+    """What the user should look at, as an `event` and its `message` for the log row."""
+    usage = figures.get("train/codebook_usage")
+    if usage is not None and usage < config.log.usage_alarm:
+        message = f"codebook collapse: only {usage:.1%} of the codes are in use at step {step}; see config.reseed"
+        logging.warning("%s", message)
+        return {"event": "collapse", "message": message}
+    return {}
+
+
+class NonfiniteGuard:
+    """Counts steps whose loss or gradients were not finite (the step itself left the state as it was), and stops at a streak.
+
+    It looks at a step's outcome one step later, when the device is already at work on the next.
+    """
+
+    def __init__(self, limit: int, workdir: pathlib.Path) -> None:
+        self._limit, self._workdir, self._streak, self._last = limit, workdir, 0, None
+
+    def watch(self, step: int, metrics, batch) -> None:
+        """Raises FloatingPointError after `limit` bad steps in a row, with the batch of the first saved."""
+        last, self._last = self._last, (step, metrics["nonfinite_share"][0], batch)
+        if last is None or not float(jax.device_get(last[1])):
+            self._streak = 0
+            return
+        self._streak += 1
+        if self._streak == 1:
+            file = self._workdir / f"nonfinite_{last[0]:08d}_process{jax.process_index()}.npz"
+            arrays = {k: np.concatenate([np.asarray(s.data) for s in v.addressable_shards]) for k, v in last[2].items()}
+            np.savez(file, **arrays)
+            logging.warning("step %d had a loss or gradient that is not finite and was skipped; its batch is in %s", last[0], file)
+        if self._streak >= self._limit:
+            raise FloatingPointError(f"{self._streak} steps in a row had a loss or gradient that is not finite; the first such batch is in "
+                                     f"{self._workdir}; lower config.optim.learning_rate, set config.optim.clip, or look at that batch")
+
+
+class StopSignal:
+    """Remembers SIGTERM or SIGINT, so that the loop can save before it ends; a second SIGINT ends it at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _remember(self, number, _) -> None:
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def restore(self) -> None:
+        """Puts the old handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["train", *sys.argv[1:]])

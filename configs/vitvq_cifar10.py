@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = dict(
         task="tokenizer",
         seed=0,
-        duration="6500 steps",
+        duration="5500 steps",
         batch_size=64,
         model=dict(
             image_size=32, patch=4, encoder=tower, decoder=tower, output="rgb", quantizer=dict(name="vq", codes=1024, dim=32)

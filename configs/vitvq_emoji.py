@@ -18,6 +18,10 @@ from vimlab.config import parse_arg
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, data="emoji", holdout=0, smoke=False)
     tower = dict(depth=3, width=96, heads=3, mlp=384)
+    # Glyphs are square already; pictures of any shape are cut, not squeezed.
+    crops = dict(crop=dict(name="resize", flip=False), eval_crop=dict(name="resize"))
+    if arg.data != "emoji":
+        crops = dict(crop=dict(name="tokenizer"), eval_crop=dict(name="center"))
     splits = dict(train=arg.data, eval=None, holdout=arg.holdout) if arg.holdout else dict(train=f"{arg.data}#train", eval=f"{arg.data}#test")
     config = dict(
         task="tokenizer",
@@ -30,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         loss=dict(l2=1.0, logit_laplace=0.0, perceptual=None, adversarial=None),
         optim=dict(name="adamw", learning_rate=2e-3, warmup="100 steps", schedule="cosine", final=0.02, weight_decay=1e-4, clip=1.0),
         reseed=dict(every="5 steps", until="80 percent"),
-        data=dict(crop=dict(name="resize", flip=False), eval_crop=dict(name="resize"), **splits),
+        data=crops | splits,
         log=dict(every="50 steps"),
         checkpoint=dict(every="300 steps"),
         evals=dict(reconstruction=dict(every="300 steps"), codebook=dict(every="300 steps")),

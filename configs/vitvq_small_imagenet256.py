@@ -1,7 +1,7 @@
 """ViT-VQGAN on ImageNet at 256 px: Small-Small, or :pair=bb (Base-Base), :pair=sl (Small-Large).
 
 paper:    "Vector-quantized Image Modeling with Improved VQGAN", sections 3 and 4.1, Tables 2 to 4
-command:  vimlab train --config configs/vitvq_small_imagenet256.py --workdir gs://BUCKET/vitvq_ss
+command:  vimlab train --config configs/vitvq_small_imagenet256.py --workdir DIR
 hardware: 128 TPU v4 in the paper; any mesh that divides a batch of 256
 hours:    about 23 at the paper's 1520 images/s (ss), 37 (bb), 93 (sl)
 expected: the paper's rFID 1.99 (ss), 1.55 (bb), 1.28 (sl), usage 95-96%; not yet reproduced here
@@ -12,23 +12,19 @@ The perceptual loss needs VGG16's and LPIPS's weights: --config.loss.perceptual.
 Without them it is left out, and the log says so.
 """
 
+import dataclasses
+
 import ml_collections
 
 from vimlab.config import ConfigError, parse_arg
-
-TOWERS = {
-    "small": dict(depth=8, width=512, heads=8, mlp=2048),
-    "base": dict(depth=12, width=768, heads=12, mlp=3072),
-    "large": dict(depth=32, width=1280, heads=16, mlp=5120),
-}
-PAIRS = {"ss": ("small", "small"), "bb": ("base", "base"), "sl": ("small", "large")}
+from vimlab.tokenizers.sizes import PAIRS
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     arg = parse_arg(arg, pair="ss", data="tfds:imagenet2012", smoke=False)
     if arg.pair not in PAIRS:
         raise ConfigError(f"pair is {arg.pair!r}, but must be one of {sorted(PAIRS)}")
-    encoder, decoder = PAIRS[arg.pair]
+    encoder, decoder = map(dataclasses.asdict, PAIRS[arg.pair])
     optim = dict(
         name="adamw", learning_rate=1e-4, warmup="50000 steps", schedule="cosine", final=0.5, b1=0.9, b2=0.99, weight_decay=1e-4
     )
@@ -40,8 +36,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         model=dict(
             image_size=256,
             patch=8,
-            encoder=TOWERS[encoder],
-            decoder=TOWERS[decoder],
+            encoder=encoder,
+            decoder=decoder,
             output="logit_laplace",
             quantizer=dict(name="vq", codes=8192, dim=32),
         ),

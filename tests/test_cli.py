@@ -48,6 +48,12 @@ def test_as_an_installed_program():
     assert done.returncode == 0 and done.stdout.startswith("usage: vimlab config") and done.stderr == ""
 
 
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_each_command_is_a_module_too(command):
+    done = subprocess.run([sys.executable, "-m", f"vimlab.{command}", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: vimlab {command}") and done.stderr == ""
+
+
 def test_version(capsys):
     import vimlab as package
 
@@ -74,6 +80,8 @@ def test_mistakes_of_each_kind_are_one_sentence(capsys, tmp_path):
     train = ("train", "--workdir", str(tmp_path / "w"), "--config")
     assert "does not exist; did you mean" in mistake(capsys, *train, EMOJI.replace("emoji", "emojy"))
     assert "config argument 'smok' is unknown" in mistake(capsys, *train, f"{EMOJI}:smok")
+    assert "names a bucket" in mistake(capsys, "train", "--config", EMOJI, "--workdir", "gs://bucket/run")
+    assert "names a bucket" in mistake(capsys, "eval", "--workdir", "gs://bucket/run")
     assert "holds no config.json" in mistake(capsys, "eval", "--workdir", str(tmp_path))
     assert "does not exist" in mistake(capsys, "ckpt", "ls", str(tmp_path / "none"))
     assert "none" in mistake(capsys, "data", "check", str(tmp_path / "none"))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 # name: (module, what it does). Modules are imported when they run.
 COMMANDS = {
     "train": ("vimlab.train", "train, or continue, the run of a workdir"),
-    "eval": ("vimlab.eval_command", "evaluate a checkpoint and write the report"),
+    "eval": ("vimlab.eval", "evaluate a checkpoint and write the report"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
     "data": ("vimlab.data.commands", "import, check or preview a data set"),
-    "ckpt": ("vimlab.ckpt_command", "list, show, verify or export checkpoints"),
+    "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
     "doctor": ("vimlab.doctor", "check this machine: versions, devices, disk, codecs"),
 }
 EXIT_USER_ERROR = 2

@@ -16,6 +16,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -286,3 +287,9 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
             raise ConfigError(f"{item} needs a value, as in {item}=1")
         overrides.append((match[1], value))
     return rest, overrides
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["config", *sys.argv[1:]])

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -134,3 +135,9 @@ def memory() -> str:
     if huge.exists() and "[never]" in huge.read_text():
         text += "; transparent huge pages are off, which slows training on CPUs"
     return text
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["doctor", *sys.argv[1:]])

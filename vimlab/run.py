@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,10 +52,17 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def read_config(workdir: pathlib.Path) -> RunConfig:
     """The config that a workdir's run was started with. Raises ConfigError where there is none."""
+    check_local(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json, so it is not the workdir of a run")
     return resolve(json.loads(path.read_text()))
+
+
+def check_local(workdir: pathlib.Path) -> None:
+    """Raises ConfigError where a bucket is named: `Path` would quietly make a folder of that name here."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(workdir)):
+        raise ConfigError(f"--workdir {workdir} names a bucket, but this version writes to folders alone; mount the bucket, or choose a folder")
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:

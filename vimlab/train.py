@@ -160,8 +160,9 @@ def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) 
     """Compares the config with the one that the workdir's run was started with.
 
     Raises:
-      ConfigError: that config computes something else, or the folder is not empty and not a run's.
+      ConfigError: that config computes something else, or the folder is not empty and not a run's, or it is a bucket.
     """
+    runs.check_local(workdir)
     new, path = runs.to_dict(config), workdir / "config.json"
     if path.exists():
         refused, free = runs.changes(json.loads(path.read_text()), new)

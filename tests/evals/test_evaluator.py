@@ -14,7 +14,7 @@ from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding
-from vimlab.tokens import TokenSpec
+from vimlab.tokens import Tokens, TokenSpec
 
 PROTOCOL = dict(
     data="folder:pets",
@@ -39,9 +39,9 @@ def reconstruct(state, images):
 
 @jax.jit
 def encode(state, images):
-    """4x4 patches by their mean brightness: i32[B,16,1]."""
+    """4x4 patches by their mean brightness."""
     means = images.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4, 5)).reshape(-1, 16, 1)
-    return jnp.clip((means - 0.3) * 160, 0, 63).astype(jnp.int32)
+    return Tokens(jnp.clip((means - 0.3) * 160, 0, 63).astype(jnp.int32), SPEC)
 
 
 def batches(size, place=lambda x: x):
@@ -107,7 +107,7 @@ def test_rounding_hides_errors_under_half_a_level():
 
 
 def test_codebook_counts_real_images_only():
-    ids = np.asarray(encode({}, IMAGES / np.float32(255)))
+    ids = np.asarray(encode({}, IMAGES / np.float32(255)).ids)
     result = Codebook(batch=10).run(subject())
     np.testing.assert_array_equal(result.arrays["counts"][0], np.bincount(ids.ravel(), minlength=64))
     expected = np.mean([len(np.unique(ids[i : i + 10])) / 64 for i in (0, 10)])

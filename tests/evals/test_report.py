@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from vimlab.evals import Subject, evaluate, svg
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.evals.report import write_report
-from vimlab.tokens import TokenSpec
+from vimlab.tokens import Tokens, TokenSpec
 
 STEPS = 4000
 VOID = {"meta", "img", "br", "line", "circle", "polyline", "polygon"}
@@ -85,7 +86,8 @@ def write_run(folder: pathlib.Path, emoji: np.ndarray) -> dict[str, float]:
         spec, radius = TokenSpec(grid=(8, 8), codes=1024), {500: 5, 2000: 3, 4000: 2}[step]
         blurred = lambda _, x, r=radius: sum(np.roll(x, (i, j), (1, 2)) for i in range(r) for j in range(r)) / r**2
         rng = np.random.default_rng(step)
-        encode = lambda _, x, rng=rng: np.minimum(rng.geometric(0.0035, (len(x), 64, 1)) - 1, 1023)
+        ids = lambda x, rng=rng: jnp.asarray(np.minimum(rng.geometric(0.0035, (len(x), 64, 1)) - 1, 1023))
+        encode = lambda _, x, ids=ids, spec=spec: Tokens(ids(x), spec)
         batches = lambda: iter([{"image": emoji, "mask": np.ones(len(emoji), np.float32)}] * 5)
         protocol = dict(
             data={"name": "folder", "path": "emoji"},

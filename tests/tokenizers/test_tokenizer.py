@@ -12,6 +12,7 @@ from vimlab.config import ConfigError
 from vimlab.tokenizers.quantizers import VectorQuantizerConfig
 from vimlab.tokenizers.sizes import BASE, LARGE, PAIRS, SMALL, ViTSize
 from vimlab.tokenizers.tokenizer import TokenizerConfig
+from vimlab.tokens import Tokens
 
 TINY = ViTSize(depth=2, width=16, heads=2, mlp=24)
 OTHER = ViTSize(depth=1, width=32, heads=4, mlp=40)
@@ -37,13 +38,21 @@ def tokenizer(request):
 
 def test_encode_then_decode_is_the_whole_pass(tokenizer):
     _, module, params, out = tokenizer
-    ids = jax.jit(lambda p, x: module.apply(p, x, method="encode"))(params, jnp.asarray(IMAGES))
-    assert ids.shape == (3, 16, 1) and ids.dtype == jnp.int32
+    tokens = jax.jit(lambda p, x: module.apply(p, x, method="encode"))(params, jnp.asarray(IMAGES))
+    ids = tokens.ids
+    assert ids.shape == (3, 16, 1) and ids.dtype == jnp.int32 and tokens.spec == module.spec
     np.testing.assert_array_equal(ids, out.quantized.ids)
-    pictures = jax.jit(lambda p, i: module.apply(p, i, method="decode"))(params, ids)
+    pictures = jax.jit(lambda p, t: module.apply(p, t, method="decode"))(params, tokens)
     assert pictures.shape == IMAGES.shape and float(pictures.min()) >= 0 and float(pictures.max()) <= 1
     np.testing.assert_allclose(pictures, out.images.clip(0, 1), atol=1e-5)
     assert float(jnp.std(pictures)) > 0.01 and len(np.unique(ids)) > 3  # Not all the same.
+
+
+def test_tokens_of_another_tokenizer_are_refused(tokenizer):
+    _, module, params, out = tokenizer
+    other = Tokens(out.quantized.ids, dataclasses.replace(module.spec, codes=64))
+    with pytest.raises(ValueError, match="codes=64.*codes=32"):
+        module.apply(params, other, method="decode")
 
 
 def test_each_token_is_a_patch(tokenizer):

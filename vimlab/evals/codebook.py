@@ -98,7 +98,7 @@ class Codebook:
         encode = subject.predict("encode")
         stats = CodebookStats(subject.spec.codes, subject.spec.groups, self.batch)
         for images, real in subject.examples():
-            stats.update(to_host(encode(subject.state, images))[real])
+            stats.update(to_host(encode(subject.state, images).ids)[real])
         protocol: dict[str, Any] = {
             "count": stats.images,
             "codes": subject.spec.codes,

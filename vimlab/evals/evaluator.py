@@ -29,7 +29,7 @@ class Subject:
     Attributes:
       state: handed to the predict functions as it is.
       predict_fns: {"reconstruct": (state, images f32[B,H,W,3] in [0,1]) → f32[B,H,W,3],
-        "encode": (state, images) → i32[B,N,G]}, both jitted.
+        "encode": (state, images) → Tokens}, both jitted.
       batches: starts one pass over the set in its fixed order: {"image": uint8[B,S,S,3], "mask": f32[B], …}; the last
         batch is filled up to B with examples of mask 0. Arrays of NumPy, or global ones of JAX.
       spec: of the tokens that "encode" returns.

@@ -235,7 +235,8 @@ class TokenizerTask:
             if gan.r1:
                 penalty = lambda p: adversarial.r1_penalty(lambda x: self._discriminator32.apply({"params": p}, x), images).mean()
                 nothing = lambda p: (jnp.float32(0), jax.tree.map(jnp.zeros_like, p))
-                r1, r1_grads = jax.lax.cond(due, jax.value_and_grad(penalty), nothing, params)
+                with jax.default_matmul_precision("highest"):  # A TPU multiplies f32 numbers as bf16 ones unless told.
+                    r1, r1_grads = jax.lax.cond(due, jax.value_and_grad(penalty), nothing, params)
                 grads = jax.tree.map(lambda g, r: g + gan.r1 / 2 * gan.r1_every * r, grads, r1_grads)
                 metrics["r1"] = (r1 * size, size * due)
             return weight * pull_fake(to_fool)[1], grads, weight * g_loss, metrics
@@ -266,7 +267,7 @@ class TokenizerTask:
     # ---- what others may ask ----
 
     def predict_fns(self) -> dict[str, Callable[..., Any]]:
-        """`reconstruct(state, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, images)` → i32[B,N,G]."""
+        """`reconstruct(state, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, images)` → Tokens."""
         best = lambda state: {"params": state.best("tokenizer")}
         return {
             "reconstruct": lambda state, images: self.model.apply(best(state), images).images.clip(0, 1),

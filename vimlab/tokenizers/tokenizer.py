@@ -16,7 +16,7 @@ from vimlab.nn.transformer import REMAT_POLICIES
 from vimlab.tokenizers.quantizers import Quantized, VectorQuantizer, VectorQuantizerConfig, quantizer_params
 from vimlab.tokenizers.sizes import SMALL, ViTSize
 from vimlab.tokenizers.vit import Positions, Tower, patchify, tower_flops, tower_params, unpatchify
-from vimlab.tokens import TokenSpec
+from vimlab.tokens import Tokens, TokenSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Autoencoded:
     Attributes:
       images: f32[B,H,W,3], reconstructions; around [0,1], not clipped for 'rgb'.
       laplace: (mean, log scale), each f32[B,H,W,3] in logit space; None for 'rgb'.
-      quantized: the quantizer's result; None where ids were decoded.
+      quantized: the quantizer's result; None where tokens were decoded.
     """
 
     images: jax.Array
@@ -146,13 +146,15 @@ class Tokenizer(nn.Module):
         """Latents as the quantizer receives them: f32[B,H,W,3] → f32[B,N,C]."""
         return self.project(self.encoder(patchify(2 * images - 1, self.patch)))
 
-    def encode(self, images: jax.Array) -> jax.Array:
-        """The ids of the tokens: f32[B,H,W,3] → i32[B,N,G]."""
-        return self.quantizer(self.latents(images)).ids
+    def encode(self, images: jax.Array) -> Tokens:
+        """The tokens of pictures f32[B,H,W,3]."""
+        return Tokens(self.quantizer(self.latents(images)).ids, self.spec)
 
-    def decode(self, ids: jax.Array) -> jax.Array:
-        """Pictures of token ids: i32[B,N,G] → f32[B,H,W,3] in [0,1]."""
-        return self._decode(self.quantizer.lookup(ids)).images.clip(0, 1)
+    def decode(self, tokens: Tokens) -> jax.Array:
+        """Pictures of tokens: f32[B,H,W,3] in [0,1]. Raises ValueError on tokens of another kind of tokenizer."""
+        if tokens.spec != self.spec:
+            raise ValueError(f"these tokens are {tokens.spec}, but this tokenizer's are {self.spec}")
+        return self._decode(self.quantizer.lookup(tokens.ids)).images.clip(0, 1)
 
     def _decode(self, vectors: jax.Array, quantized: Quantized | None = None) -> Autoencoded:
         pixels = unpatchify(self.decoder(vectors), self.spec.grid, self.patch)

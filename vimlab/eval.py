@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -48,3 +49,9 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"{name:{width}}  {value:.6g}" for name, value in figures.items()))
         print(f"report: {write_report(args.workdir)}")
     return 0
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["eval", *sys.argv[1:]])

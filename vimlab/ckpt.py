@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import sys
 import time
 
 from vimlab import config
@@ -109,3 +110,9 @@ def _table(rows: list[tuple[str, ...]], right: int = 0) -> None:
     for row in rows:
         cells = [cell.rjust(w) if i < right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["ckpt", *sys.argv[1:]])

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from vimlab.checkpoint import Checkpointer, CheckpointError
-from vimlab.ckpt_command import main
+from vimlab.ckpt import main
 from vimlab.state import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def test_verify_names_the_damage_and_fails(run, capsys):
 
 def test_show_prints_config_versions_and_parameters_without_orbax_or_devices(run):
     command = ["show", str(run), "--step", "5"]
-    code = f"import sys; from vimlab.ckpt_command import main; main({command}); from jax._src import xla_bridge; "
+    code = f"import sys; from vimlab.ckpt import main; main({command}); from jax._src import xla_bridge; "
     code += "assert 'orbax' not in sys.modules and not xla_bridge.backends_are_initialized()"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     lines = [" ".join(line.split()) for line in output.splitlines()]

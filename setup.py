@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vimlab/__init__.py").read_text())[1]
 JAX = ">=0.10.2,<0.13"
+OPENCV = "opencv-python-headless>=4.12,<6"
 
 setup(
     name="vimlab",
@@ -37,7 +38,7 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
-        "fastdata": ["opencv-python-headless>=4.10"],
+        "fastdata": [OPENCV],
         "text": ["sentencepiece>=0.2.1,<0.3"],
         "export": ["safetensors>=0.5,<1"],
         "test": [
@@ -46,6 +47,7 @@ setup(
             "beartype>=0.20,<0.24",
             "scikit-image>=0.25,<0.27",
             "safetensors>=0.5,<1",
+            OPENCV,
             "ruff>=0.9,<0.18",
         ],
     },

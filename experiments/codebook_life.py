@@ -3,7 +3,8 @@
     python experiments/codebook_life.py --data PATH --workdir DIR [--steps 600] [--only PATTERN]
 
 Each trial is an ordinary `vimlab train` command on configs/vitvq_cifar10.py, printed before it runs; a finished trial is
-not run again. The table of held-out figures is printed and written to experiments/results/codebook_life.{json,md}.
+not run again. The table of held-out figures is printed and written to experiments/results/codebook_life.{json,md}, where
+the trials of earlier calls stay.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / "results/codebook_life.json"
 NO_RESEED = {"reseed": "none"}
 EVERY_25 = {"reseed.every": "25"}
 PLAIN = {"model.quantizer.normalize": "false", "model.quantizer.layer_norm": "false"}
@@ -50,7 +52,8 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override for every trial")
     args = parser.parse_args()
-    rows = {}
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = {name: row for name, row in rows.items() if row["step"] == args.steps}
     for name, overrides in TRIALS.items():
         workdir = args.workdir / name
         if fnmatch.fnmatch(name, args.only):
@@ -84,10 +87,9 @@ def table(rows: dict[str, dict], steps: int) -> None:
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["psnr"]):
         lines.append(f"| {name} | {row['usage']:.1%} | {row['perplexity']:.0f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} |")
     print("\n".join(lines))
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / "codebook_life.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (results / "codebook_life.md").write_text("\n".join(lines) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

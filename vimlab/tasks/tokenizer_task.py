@@ -116,27 +116,11 @@ class TokenizerTask:
         grads, metrics, counts, latents = self._gradients(state, frozen, batch["image"])
         norms = {name: optax.tree.norm(g) for name, g in grads.items()}
         finite = jnp.isfinite(sum(norms.values()) + metrics["loss"][0])
-
-        params, opt_state, updates = {}, {}, {}
-        for name, tx in self._tx.items():
-            updates[name], opt_state[name] = tx.update(grads[name], state.opt_state[name], state.params[name])
-            if name == "discriminator" and self._train_start:
-                # Its optimizer waits too, so that moments and warm-up begin when it does.
-                trains = state.step >= self._train_start
-                updates[name] = optax.tree.where(trains, updates[name], optax.tree.zeros_like(updates[name]))
-                opt_state[name] = optax.tree.where(trains, opt_state[name], state.opt_state[name])
-            params[name] = optax.apply_updates(state.params[name], updates[name])
-        idle = codebook.idle_steps(state.extra["idle"], counts)
-        ema = state.ema
-        if self.config.ema:
-            ema = {"tokenizer": optimizers.update_average(ema["tokenizer"], params["tokenizer"], self.config.ema)}
-        new = state.replace(params=params, opt_state=opt_state, ema=ema, extra=state.extra | {"idle": idle})
-        if self.config.reseed:
-            new = self._reseed(new, latents, stream(root, "reseed", state.step))
-
-        # A step that went wrong leaves everything as it was, except that it is counted.
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-        bad = state.extra["nonfinite"]
+        # A step that went wrong leaves everything as it was, except that it is counted. A branch, for a choice between two
+        # whole states costs a CPU as much as the optimizer itself.
+        leave = lambda state, *_: (state, {name: jnp.float32(0) for name in self._tx})
+        new, moved = jax.lax.cond(finite, self._update, leave, state, grads, counts, latents, root)
+        idle, bad = new.extra["idle"], state.extra["nonfinite"]
         nonfinite = {"total": bad["total"] + ~finite, "streak": jnp.where(finite, 0, bad["streak"] + 1)}
         new = new.replace(step=state.step + 1, extra=new.extra | {"nonfinite": nonfinite})
 
@@ -144,8 +128,8 @@ class TokenizerTask:
         for name in self._tx:
             prefix = "" if name == "tokenizer" else "disc_"
             metrics[prefix + "grad_norm"] = (norms[name], one)
-            metrics[prefix + "update_norm"] = (optax.tree.norm(updates[name]), one)
-            metrics[prefix + "param_norm"] = (optax.tree.norm(params[name]), one)
+            metrics[prefix + "update_norm"] = (moved[name], one)
+            metrics[prefix + "param_norm"] = (optax.tree.norm(new.params[name]), one)
         metrics["codebook_usage_batch"] = ((counts > 0).mean(), one)
         metrics["codebook_usage"] = ((idle < self._window).mean(), one)
         metrics["dead_codes"] = ((idle >= self._window).sum().astype(jnp.float32), one)
@@ -154,6 +138,30 @@ class TokenizerTask:
         metrics = {k: (jnp.where(finite, s, 0), jnp.where(finite, w, 0)) for k, (s, w) in metrics.items()}
         metrics["nonfinite_share"] = ((~finite).astype(jnp.float32), one)
         return new, metrics
+
+    def _update(
+        self, state: TrainState, grads: dict[str, Any], counts: jax.Array, latents: jax.Array, root: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after finite gradients, and how far each network's parameters moved, f32[]."""
+        params, opt_state, moved = {}, {}, {}
+        for name, tx in self._tx.items():
+            old = state.params[name]
+            updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], old)
+            if name == "discriminator" and self._train_start:
+                # Its optimizer waits too, so that moments and warm-up begin when it does.
+                trains = state.step >= self._train_start
+                updates = optax.tree.where(trains, updates, optax.tree.zeros_like(updates))
+                opt_state[name] = optax.tree.where(trains, opt_state[name], state.opt_state[name])
+            params[name] = optax.apply_updates(old, updates)
+            moved[name] = optax.tree.norm(optax.tree.sub(params[name], old))
+        ema = state.ema
+        if self.config.ema:
+            ema = {"tokenizer": optimizers.update_average(ema["tokenizer"], params["tokenizer"], self.config.ema)}
+        idle = codebook.idle_steps(state.extra["idle"], counts)
+        new = state.replace(params=params, opt_state=opt_state, ema=ema, extra=state.extra | {"idle": idle})
+        if self.config.reseed:
+            new = self._reseed(new, latents, stream(root, "reseed", state.step))
+        return new, moved
 
     def _gradients(self, state: TrainState, frozen: Any, images: jax.Array) -> tuple[dict[str, Any], Metrics, jax.Array, jax.Array]:
         """Gradients and metrics of a batch u8[B,H,W,3], code counts i32[K] and latents f32[B,N,C]; in parts, if so configured."""

@@ -110,6 +110,13 @@ def test_imagenet_arguments_are_checked():
         resolve(f"{IMAGENET}:pair=xx")
 
 
+def test_own_pictures_are_cut_and_emoji_are_not():
+    emoji = next(f for f in FILES if f.stem == "vitvq_emoji")
+    own, shipped = resolve(f"{emoji}:data=pictures,holdout=9").data, resolve(str(emoji)).data
+    assert (own.crop.NAME, own.eval_crop.NAME, own.holdout, own.eval) == ("tokenizer", "center", 9, None)
+    assert (shipped.crop.NAME, shipped.eval_crop.NAME, shipped.eval) == ("resize", "resize", "emoji#test")
+
+
 def test_cifar_is_of_the_size_that_it_says():
     model = resolve(str(CIFAR)).model
     assert (model.image_size, model.patch, model.spec.length, model.spec.codes) == (32, 4, 64, 1024)

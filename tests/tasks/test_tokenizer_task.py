@@ -167,6 +167,9 @@ def test_gradients_and_losses_are_those_of_the_plain_formulas(initial, step_fn, 
     assert ("r1" in found) == (step == 0)
     # Adam's first step follows the sign of each gradient that is more than rounding.
     moves = jax.tree.map(lambda n, o: n - o, new.params, initial.params)
+    assert found["disc_update_norm"] == pytest.approx(float(optax.global_norm(moves["discriminator"])), rel=1e-4)
+    if step == 1:  # On step 0 codes are re-seeded, which is no update of the optimizer's.
+        assert found["update_norm"] == pytest.approx(float(optax.global_norm(moves["tokenizer"])), rel=1e-4)
     for (path, move), slope in zip(jax.tree_util.tree_leaves_with_path(moves), jax.tree.leaves(grads), strict=True):
         sure = jnp.abs(slope) > 1e-4 * optax.global_norm(grads)
         if "codebook" not in jax.tree_util.keystr(path):

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vimlab/__init__.py").read_text())[1]
 JAX = ">=0.10.2,<0.13"
 OPENCV = "opencv-python-headless>=4.12,<6"
+SENTENCEPIECE = "sentencepiece>=0.2.1,<0.3"
 
 setup(
     name="vimlab",
@@ -39,7 +40,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
         "fastdata": [OPENCV],
-        "text": ["sentencepiece>=0.2.1,<0.3"],
+        "text": [SENTENCEPIECE],
         "export": ["safetensors>=0.5,<1"],
         "test": [
             "pytest>=8,<10",
@@ -48,6 +49,7 @@ setup(
             "scikit-image>=0.25,<0.27",
             "safetensors>=0.5,<1",
             OPENCV,
+            SENTENCEPIECE,
             "ruff>=0.9,<0.18",
         ],
     },

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 # name: (module, what it does). Modules are imported when they run.
 COMMANDS = {
     "train": ("vimlab.train", "train, or continue, the run of a workdir"),
+    "tokenize": ("vimlab.tokenize", "store a data set's tokens for the second stage to train on"),
     "eval": ("vimlab.eval", "evaluate a checkpoint and write the report"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
     "data": ("vimlab.data.commands", "import, check or preview a data set"),

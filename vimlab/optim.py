@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vimlab.adafactor import int8_ema, scale_by_factored_rms
 from vimlab.config import ConfigError, Duration
 
 
@@ -67,8 +68,7 @@ class Optim(abc.ABC):
 
     def decay_mask(self, params: Any) -> Any:
         """True for the parameters that decay."""
-        name = lambda path: "/".join(str(getattr(k, "key", k)) for k in path)
-        return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(self.no_decay, name(path)), params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(self.no_decay, _name(path)), params)
 
     @abc.abstractmethod
     def scaling(self) -> optax.GradientTransformation:
@@ -92,11 +92,16 @@ class AdamW(Optim):
 class Adafactor(Optim):
     """Adafactor with a fixed decay, an Adam-like first moment and no parameter scaling, as Parti sets it (section 4.1).
 
+    Parti's own is `moment: int8, weight_decay: 0.045, clip: 4`. Each layer of a scanned stack is a tensor for itself.
+
     Attributes:
       b1: of the first moment of the update; 0 keeps none.
       b2: of the factored second moment.
-      clip_update: root mean square that an update is clipped to, per parameter.
-      min_dim: parameters are factored where their two largest dimensions have at least this size.
+      clip_update: root mean square that an update is clipped to, per tensor.
+      min_dim: tensors are factored over their two largest dimensions where both have at least this size; attention's are
+        (width, head_dim), whole for every head.
+      moment: what the first moment is kept in; int8 has a scale for each index but that of axis 0.
+      scanned: parameters whose path matches this regular expression stack layers on their first dimension.
     """
 
     NAME: ClassVar[str] = "adafactor"
@@ -105,15 +110,32 @@ class Adafactor(Optim):
     epsilon: float = 1e-30
     clip_update: float = 1.0
     min_dim: int = 128
+    moment: Literal["f32", "int8"] = "f32"
+    scanned: str = r"(^|/)blocks/"
 
     def scaling(self) -> optax.GradientTransformation:
-        # A fixed decay with Adam's bias correction written into it, in place of Optax's power of the step.
-        corrected = lambda step, b2: b2 * (1 - b2**step) / (1 - b2 ** (step + 1))
-        factored = optax.scale_by_factored_rms(
-            decay_rate=self.b2, decay_rate_fn=corrected, epsilon=self.epsilon, min_dim_size_to_factor=self.min_dim
-        )
-        momentum = [optax.ema(self.b1, debias=False)] if self.b1 else []
-        return optax.chain(factored, optax.clip_by_block_rms(self.clip_update), *momentum)
+        factored = scale_by_factored_rms(self.b2, self.epsilon, self.clip_update, self.min_dim, self.stacked)
+        if not self.b1:
+            return factored
+        # Of updates without the learning rate, unlike Praxis, which averages them with it: a step has the rate of the schedule
+        # at that step. Where the rate changes little in 1 / (1 - b1) steps, the two are the same.
+        moments = {"f32": optax.ema(self.b1, debias=False), "int8": int8_ema(self.b1, self.stacked)}
+        return optax.chain(factored, moments[self.moment])
+
+    def stacked(self, params: Any) -> Any:
+        """True for the parameters that stack layers. Raises ConfigError where one has no dimension to stack them on."""
+
+        def stacks(path, param):
+            found = re.search(self.scanned, _name(path)) is not None
+            if found and not param.ndim:
+                raise ConfigError(f"scanned {self.scanned!r} matches {_name(path)}, a single number; it must match stacks of layers only")
+            return found
+
+        return jax.tree_util.tree_map_with_path(stacks, params)
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(getattr(k, "key", k)) for k in path)
 
 
 def update_average(average: Any, params: Any, decay: float) -> Any:

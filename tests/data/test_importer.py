@@ -110,12 +110,16 @@ def test_a_killed_import_goes_on_and_ends_in_the_same_bytes(tmp_path):
 
 def test_an_import_does_not_touch_what_is_there(folder, tmp_path):
     import_dataset(str(folder), tmp_path / "out", quiet=True)
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial/letter.txt").touch()
+    with pytest.raises(DataError, match="mine.partial' holds something else than the beginning of this import"):
+        import_dataset(str(folder), tmp_path / "mine", quiet=True)
     with pytest.raises(DataError, match="exists already"):
         import_dataset(str(folder), tmp_path / "out", quiet=True)
     shutil.move(tmp_path / "out", tmp_path / "other")
     (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial/import.json").write_text('{"origin": "something else"}')
-    with pytest.raises(DataError, match="beginning of another import"):
+    (tmp_path / "out.partial/request.json").write_text('{"origin": "something else"}')
+    with pytest.raises(DataError, match=r"beginning of another import \(origin 'something else', not '.*pictures'\); remove it"):
         import_dataset(str(folder), tmp_path / "out", quiet=True)
 
 
@@ -196,13 +200,13 @@ def test_embedded_set_is_whole():
 
 
 def test_progress_names_the_time_left(monkeypatch):
-    from vimlab.data import importer
+    from vimlab.data import shards
 
     clock = iter([0.0, 11.0, 12.0, 13.0])
-    monkeypatch.setattr(importer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(shards.time, "monotonic", lambda: next(clock))
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
-    progress = importer._Progress(100, quiet=False)
+    progress = shards.Progress(100, quiet=False)
     progress.skip(40)
     progress.add()
     assert "41 of 100 images, 0/s, 10:49 left" in out.getvalue()  # 59 left at 1 in 11 s

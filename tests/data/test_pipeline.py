@@ -14,8 +14,11 @@ from small_sets import Memory, plain, png
 
 from vimlab import config
 from vimlab.data.base import DataError
+from vimlab.data.examples import view_rng
+from vimlab.data.images import decode
 from vimlab.data.pipeline import Center, DataConfig, EvalPipeline, Resize, Tokenizer, TrainPipeline, open_train_eval
 from vimlab.data.prefetch import prefetch_to_mesh
+from vimlab.data.text import Bytes
 
 
 def make(source=None, **changes):
@@ -91,6 +94,65 @@ def test_seed_changes_order_and_crops_and_crops_change_between_epochs():
     assert (number(make(plain(50), crop=Resize()).batch(0)) != number(make(plain(50), crop=Resize(), seed=4).batch(0))).any()
     a, b = (make(one, seed=seed, batch_size=40).batch(0)["image"] for seed in (1, 2))
     assert (a != b).any()
+
+
+def test_a_view_is_a_function_of_seed_record_and_number():
+    draw = lambda *which: view_rng(*which).integers(0, 1 << 60)
+    drawn = {which: draw(*which) for which in np.ndindex(3, 4, 5)}
+    assert len(set(drawn.values())) == 60 and all(draw(*which) == n for which, n in reversed(drawn.items()))
+    assert draw(3, 5, 1) == 699641719896823704  # A cache outlives the process that made it, and the version.
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_views_come_in_turn_and_return(views):
+    """Example g + K·size shows what g showed, if in another place of its epoch; between, each view is another crop."""
+    source, seed = random_pictures(24), 5
+    pipeline = make(source, views=views, seed=seed, batch_size=24)
+    epochs = [pipeline.batch(e) for e in range(2 * views)]
+    shown = [dict(zip(b["index"].tolist(), b["image"], strict=True)) for b in epochs]
+    for epoch in range(views):
+        assert list(shown[epoch]) != list(shown[epoch + views])
+        for i in range(24):
+            want = Tokenizer()(decode(source[i]["image"]), 8, view_rng(seed, i, epoch))
+            np.testing.assert_array_equal(shown[epoch][i], want)
+            np.testing.assert_array_equal(shown[epoch + views][i], want)
+    assert len({shown[e][7].tobytes() for e in range(views)}) == views
+    fresh = make(source, seed=seed, batch_size=24)
+    assert [fresh.batch(e)["index"].tolist() for e in range(3)] == [pipeline.batch(e)["index"].tolist() for e in range(3)]
+
+
+def test_views_are_those_of_the_record_that_stands_in():
+    whole, holed = (random_pictures(24) for _ in range(2))
+    holed.records[7]["image"] = png(7)[:30]
+    a, b = (make(source, views=2, batch_size=24, max_bad=1.0, text=Bytes(length=16).open()).batch(0) for source in (whole, holed))
+    place = a["index"].tolist().index(7), a["index"].tolist().index(8)
+    assert b["index"][place[0]] == 8
+    for name in ("image", "text", "label"):
+        np.testing.assert_array_equal(b[name][place[0]], a[name][place[1]])
+
+
+def test_text_is_that_of_the_record():
+    text, source = Bytes(length=16).open(), random_pictures()
+    for arguments in ({}, {"views": 2}):
+        batch = make(source, text=text, **arguments).batch(4)
+        assert batch["text"].shape == (8, 16) and batch["text"].dtype == np.int32
+        assert [text.decode(t) for t in batch["text"]] == [f"caption {i}" for i in batch["index"]]
+        assert_equal({k: v for k, v in batch.items() if k != "text"}, make(source, **arguments).batch(4))
+    del source.records[5]["caption"]
+    source.records[3]["image"] = png(3)[:30]
+    batches = list(EvalPipeline(source, image_size=8, crop=Center(), batch_size=8, max_bad=1.0, text=text))
+    shown = [text.decode(t) for batch in batches for t in batch["text"]]
+    assert shown == ["" if i in (3, 5) else f"caption {i}" for i in range(30)] + [""] * 2
+
+
+def test_text_needs_captions(folder):
+    open_train_eval(DataConfig(train=str(folder), holdout=3, text=Bytes()))
+    for caption in folder.rglob("*.txt"):
+        caption.unlink()
+    with pytest.raises(DataError, match="config.data.text asks for captions, but 'pictures without 3 held out' has none"):
+        open_train_eval(DataConfig(train=str(folder), holdout=3, text=Bytes()))
+    with pytest.raises(DataError, match="asks for captions, but 'pictures' has none"):
+        open_train_eval(DataConfig(train="emoji#train", eval=str(folder), text=Bytes()))
 
 
 def test_records_are_those_of_the_batch():
@@ -179,8 +241,12 @@ def test_config_section():
     resolved = config.resolve(DataConfig, values)
     assert resolved.crop == Resize(flip=True) and resolved.eval_crop == Resize() and resolved.threads == 8
     assert config.resolve(DataConfig, config.to_dict(resolved)) == resolved
+    resolved = config.resolve(DataConfig, {"train": "a", "text": {"name": "bytes", "length": 9}, "views": 2, "tokens": "b"})
+    assert resolved.text == Bytes(length=9) and config.resolve(DataConfig, config.to_dict(resolved)) == resolved
     with pytest.raises(DataError, match="set only one"):
         DataConfig(train="a", eval="b", holdout=3)
+    with pytest.raises(DataError, match="data.views is 0"):
+        DataConfig(train="a", views=0)
 
 
 def sharding(devices):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vimlab.nn.attention import SelfAttention, attention
+from vimlab.nn.attend import attention
+from vimlab.nn.attention import SelfAttention
 from vimlab.nn.transformer import REMAT_POLICIES, Block, Stack, stack_flops, stack_params
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 
@@ -93,17 +94,17 @@ def test_attention_survives_large_logits_and_keeps_f32_softmax():
 
 
 def test_self_attention_and_its_initial_scale():
-    x, module = normal(3, 2, LENGTH, WIDTH), SelfAttention(HEADS)
+    x, module = normal(3, 2, LENGTH, WIDTH), SelfAttention(WIDTH, HEADS)
     params = random_params(module, x)
     expected = numpy_self_attention(np.float64(x), jax.tree.map(np.float64, params))
-    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(module.apply({"params": params}, x)[0], expected, rtol=1e-4, atol=1e-4)
     # Each of the four matrices is drawn as a (width, width) matrix would be.
-    params = nn.unbox(jax.jit(SelfAttention(4).init)(jax.random.key(0), jnp.zeros((1, 2, 128)))["params"])
+    params = nn.unbox(jax.jit(SelfAttention(128, 4).init)(jax.random.key(0), jnp.zeros((1, 2, 128)))["params"])
     limit = math.sqrt(6 / (128 + 128))
     for name in ("qkv", "out"):
         assert 0.98 * limit < float(jnp.abs(params[name]).max()) <= limit, name
     with pytest.raises(ValueError, match="a width of 32 does not divide into 5 heads"):
-        SelfAttention(5).init(jax.random.key(0), x)
+        SelfAttention(WIDTH, 5).init(jax.random.key(0), x)
 
 
 def test_stack_is_the_blocks_one_after_the_other(stack):
@@ -176,6 +177,6 @@ def test_flop_count_is_xlas():
 
 def test_block_alone():
     x = normal(4, 1, LENGTH, WIDTH)
-    params = random_params(Block(HEADS, MLP), x)
+    params = random_params(Block(WIDTH, HEADS, MLP), x)
     expected = numpy_block(np.float64(x), jax.tree.map(np.float64, params))
-    np.testing.assert_allclose(Block(HEADS, MLP).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(Block(WIDTH, HEADS, MLP).apply({"params": params}, x)[0], expected, rtol=1e-4, atol=1e-4)

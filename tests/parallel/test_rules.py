@@ -110,24 +110,27 @@ def test_adam_moments_lie_like_their_parameters(mesh):
     assert all(not any(s) for path, s in specs.items() if path.endswith("count"))
 
 
-def test_adafactors_rows_and_columns_lie_like_the_dimension_they_keep(mesh):
+def test_adafactors_moments_are_whole_only_where_they_are_reduced(mesh):
     params, shardings = toy(mesh)
-    tx = Adafactor().make(lambda _: 0.1)
+    tx = Adafactor(moment="int8", scanned="stacked").make(lambda _: 0.1)
     shapes, specs = jax.eval_shape(tx.init, params), specs_by_path(opt_shardings(mesh, tx, params, shardings))
-    sizes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
-    kept = {256: "fsdp", 384: "tensor"}
-    for part in ("v_row", "v_col"):
-        assert tuple(find(specs, part, "w")) == (kept[find(sizes, part, "w")[0]],)
-    assert {find(sizes, part, "stacked"): tuple(find(specs, part, "stacked")) for part in ("v_row", "v_col")} == {
-        (3, 128): (None, "fsdp"), (3, 256): (None, "tensor"),
-    }  # fmt: skip
-    # Which of two equal dimensions was dropped cannot be told from the shape; the vector is small and stays whole.
-    assert not any(find(specs, "v_row", "square"))
-    assert find(specs, "v", "b") == P("tensor")
-    assert find(specs, "ema", "w") == P("fsdp", "tensor")  # The first moment.
+    shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    lies = lambda part, name: (find(shapes, part, name), find(specs, part, name))
+    assert lies("rows", "w") == ((256, 1), P("fsdp", None)) and lies("columns", "w") == ((1, 384), P(None, "tensor"))
+    assert lies("rows", "stacked") == ((3, 128, 1), P(None, "fsdp", None))
+    assert lies("columns", "stacked") == ((3, 1, 256), P(None, None, "tensor"))
+    # Two equal dimensions are no riddle.
+    assert lies("rows", "square") == ((128, 1), P("fsdp", None)) and lies("columns", "square") == ((1, 128), P(None, "tensor"))
+    assert lies("rows", "b") == ((384,), P("tensor")) and lies("columns", "b") == ((1,), P(None))
+    for name, sharding in shardings.items():
+        assert find(specs, "values", name) == sharding.spec
+    assert lies("scales", "w") == ((1, 384), P(None, "tensor")) and lies("scales", "b") == ((1,), P(None))
+    assert lies("scales", "stacked") == ((3, 1, 256), P(None, None, "tensor"))
 
 
-@pytest.mark.parametrize("optim", [AdamW(), Adafactor()], ids=["adamw", "adafactor"])
+@pytest.mark.parametrize(
+    "optim", [AdamW(), Adafactor(scanned="stacked"), Adafactor(scanned="stacked", moment="int8")], ids=["adamw", "adafactor", "int8"]
+)
 def test_a_sharded_optimizer_steps_as_on_one_device(mesh, optim):
     params, shardings = toy(mesh)
     tx = optim.make(lambda _: 0.1)

@@ -25,12 +25,17 @@ class DecodeError(DataError):
 
 
 class Record(TypedDict, total=False):
-    """One example as it is stored. `image`: encoded bytes or uint8[H,W,3]; `label` and `caption` only where there is one."""
+    """One example as it is stored. `image`: encoded bytes or uint8[H,W,3]; `label` and `caption` only where there is one.
+
+    A token cache has instead of the image its `ids`, i32[K,N,G] for K views, and the `index` of the record they are of.
+    """
 
     key: str
     image: bytes | np.ndarray
     label: int
     caption: str
+    ids: np.ndarray
+    index: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,15 @@
-"""`vimlab data import SRC DST | check SRC | preview SRC OUT.png`: what a source holds, and a fast form of it."""
+"""`vimlab data import SRC DST | check SRC | preview SRC OUT.png | vocab SRC OUT.model`: what a source holds, and fast forms of it."""
 
 import argparse
+import itertools
+import typing
+
+import numpy as np
 
 from vimlab.data import sources
 from vimlab.data.importer import FORMS, import_dataset
 from vimlab.data.inspect import check, format_report, preview
+from vimlab.data.text import LENGTH, Kind, SentencePiece, captions_of, train_vocabulary
 from vimlab.data.transforms import Center, Generator, Resize, Tokenizer
 
 CROPS = {policy.NAME: policy for policy in (Tokenizer, Generator, Center, Resize)}
@@ -27,10 +32,25 @@ def main(argv: list[str]) -> int:
         reports = check(args.src, threads=args.threads)
         print(format_report(reports))
         return int(any(report["bad"] or report["damaged"] for report in reports.values()))
+    if args.command == "vocab":
+        _vocab(args)
+        return 0
     preview(args.src, args.out, crop=CROPS[args.crop](), image_size=args.size, count=args.count, columns=args.columns,
             seed=args.seed)
     print(f"wrote {args.out}")
     return 0
+
+
+def _vocab(args: argparse.Namespace) -> None:
+    # One pass over the source serves both, and begins only once it is known that the file may be written.
+    learned, measured = itertools.tee(captions_of(sources.open_source(args.src)))
+    train_vocabulary(learned, args.out, size=args.size, kind=args.kind)
+    tokenizer = SentencePiece(vocabulary=args.out).open()
+    counts = np.array([tokenizer.count(caption) for caption in measured])
+    median, most, longest = np.quantile(counts, [0.5, 0.99, 1], method="higher")
+    print(f"{len(counts):,} captions read; wrote {args.out}, a {args.kind} vocabulary of {tokenizer.size:,} ids\n"
+          f"tokens in a caption with its end: median {median}, 99th percentile {most}, longest {longest}; "
+          f"{np.sum(counts > LENGTH):,} are longer than {LENGTH}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--count", type=_positive, default=24)
     draw.add_argument("--columns", type=_positive, default=6)
     draw.add_argument("--seed", type=int, default=0)
+    vocab = commands.add_parser("vocab", help="train a text vocabulary on the captions and report their lengths in tokens")
+    vocab.add_argument("src")
+    vocab.add_argument("out", help="a new SentencePiece model file")
+    vocab.add_argument("--size", type=_positive, default=16000, help="number of ids (16000)")
+    vocab.add_argument("--kind", choices=typing.get_args(Kind), default="bpe", help="SentencePiece's model type (bpe)")
     return parser
 
 

@@ -2,20 +2,17 @@
 
 import collections
 import concurrent.futures
-import hashlib
 import json
 import os
 import pathlib
-import shutil
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import vimlab
 from vimlab.data.base import DataError, DecodeError, Record, Source
-from vimlab.data.formats.array_record import FORMAT, WRITER_OPTIONS, pack
+from vimlab.data.formats.array_record import FORMAT, pack
 from vimlab.data.images import decode, encode
+from vimlab.data.shards import Progress, ShardWriter, claim, partial_of, publish, sha256_of, shards_of, write_json
 from vimlab.data.sources import open_splits
 from vimlab.data.transforms import resize
 
@@ -52,10 +49,8 @@ def write_dataset(splits: Mapping[str, Source], dst: str | os.PathLike, *, origi
         images are bad.
     """
     dst = pathlib.Path(dst)
-    partial = dst.with_name(dst.name + ".partial")
+    partial = partial_of(dst)
     classes = {source.info.class_names for source in splits.values()}
-    if dst.exists():
-        raise DataError(f"{str(dst)!r} exists already; choose another folder or remove it")
     if len(classes) > 1:
         raise DataError(f"the splits {sorted(splits)} of {origin!r} have different classes; import them one by one, "
                         f"as in {origin + '#' + next(iter(splits))!r}")
@@ -63,8 +58,8 @@ def write_dataset(splits: Mapping[str, Source], dst: str | os.PathLike, *, origi
         raise DataError(f"image form {form!r} is unknown; known are {sorted(FORMS)}")
     request = {"origin": origin, "size": size, "form": form, "shard_records": shard_records, "format": FORMAT,
                "sources": {name: source.info.fingerprint for name, source in splits.items()}}
-    _claim(partial, request)
-    progress = _Progress(sum(map(len, splits.values())), quiet)
+    claim(partial, request, "import")
+    progress = Progress(sum(map(len, splits.values())), quiet)
     entries = {}
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for name, source in splits.items():
@@ -79,62 +74,36 @@ def write_dataset(splits: Mapping[str, Source], dst: str | os.PathLike, *, origi
     manifest = {"format": FORMAT, "name": dst.name, "vimlab": vimlab.__version__, "origin": origin, "image_size": size,
                 "image_form": form if size else "original", "class_names": list(names) if names else None,
                 "caption_field": "caption" if any(e["captions"] for e in entries.values()) else None,
-                "sha256": _sha256(e["sha256"] for e in entries.values()), "splits": entries}
-    _write_json(partial / "manifest.json", manifest)
-    for leftover in [partial / "import.json", *partial.glob("*.done")]:
-        leftover.unlink()
-    os.rename(partial, dst)
+                "sha256": sha256_of(e["sha256"] for e in entries.values()), "splits": entries}
+    publish(partial, dst, manifest)
     return manifest
 
 
-def _claim(partial: pathlib.Path, request: dict[str, Any]) -> None:
-    """Makes the partial folder ours, or checks that it holds the beginning of this very import."""
-    mark = partial / "import.json"
-    if (partial / "manifest.json").is_file() or (partial.is_dir() and not mark.is_file()):
-        shutil.rmtree(partial)  # killed at the very end, or before the first shard
-    if partial.is_dir() and json.loads(mark.read_text()) != json.loads(json.dumps(request)):
-        raise DataError(f"{str(partial)!r} is the beginning of another import; remove it, or import to another folder")
-    partial.mkdir(parents=True, exist_ok=True)
-    _write_json(mark, request)
-
-
-def _write_split(name: str, source: Source, folder: pathlib.Path, pool: concurrent.futures.Executor, progress: "_Progress",
+def _write_split(name: str, source: Source, folder: pathlib.Path, pool: concurrent.futures.Executor, progress: Progress,
                  size: int | None, form: str, shard_records: int) -> list[dict[str, Any]]:
     """Writes the shards that are not there yet. Each counts once its `.done` file, with its numbers, stands beside it."""
-    number = -(-len(source) // shard_records)
     shards = []
-    for shard in range(number):
-        path = folder / f"{name}-{shard:05d}-of-{number:05d}.array_record"
-        done, rows = path.with_suffix(".done"), range(shard * shard_records, min((shard + 1) * shard_records, len(source)))
+    for path, done, rows in shards_of(folder, name, len(source), shard_records):
         if done.is_file():
             progress.skip(len(rows))
         else:
-            _write_json(done, _write_shard(path, source, rows, pool, progress, size, form))
+            write_json(done, _write_shard(path, source, rows, pool, progress, size, form))
         shards.append(json.loads(done.read_text()))
     return shards
 
 
-def _write_shard(path: pathlib.Path, source: Source, rows: range, pool: concurrent.futures.Executor, progress: "_Progress",
+def _write_shard(path: pathlib.Path, source: Source, rows: range, pool: concurrent.futures.Executor, progress: Progress,
                  size: int | None, form: str) -> dict[str, Any]:
-    from array_record.python import array_record_module
-
-    part = path.with_suffix(".part")
-    writer = array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
-    digest, bad, labels, captions = hashlib.sha256(), [], collections.Counter(), 0
+    writer, bad, labels, captions = ShardWriter(path), [], collections.Counter(), 0
     for record in pool.map(lambda i: _prepare(source, i, size, form), rows):
         progress.add()
         if "image" not in record:
             bad.append(record["key"])
             continue
-        data = pack(record)
-        writer.write(data)
-        digest.update(data)
+        writer.write(pack(record))
         captions += bool(record.get("caption"))
         labels.update([str(record["label"])] if "label" in record else [])
-    writer.close()
-    os.replace(part, path)
-    return {"file": path.name, "count": len(rows) - len(bad), "sha256": digest.hexdigest(), "bad": bad, "captions": captions,
-            "labels": labels}
+    return writer.close() | {"bad": bad, "captions": captions, "labels": labels}
 
 
 def _prepare(source: Source, index: int, size: int | None, form: str) -> Record:
@@ -166,43 +135,5 @@ def _entry(shards: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> d
     order = map(str, range(len(classes))) if classes else sorted(labels, key=int)
     return {"count": sum(s["count"] for s in shards), "captions": sum(s["captions"] for s in shards),
             "labels": {label: labels[label] for label in order}, "bad": [key for s in shards for key in s["bad"]],
-            "sha256": _sha256(s["sha256"] for s in shards),
+            "sha256": sha256_of(s["sha256"] for s in shards),
             "shards": [{key: s[key] for key in ("file", "count", "sha256")} for s in shards]}
-
-
-def _sha256(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
-class _Progress:
-    """One line on stderr with the time left: rewritten on a terminal, every ten seconds a new one elsewhere."""
-
-    def __init__(self, total: int, quiet: bool):
-        self._total, self._quiet, self._done, self._skipped = total, quiet, 0, 0
-        self._start = self._shown = time.monotonic()
-        self._end = "\r" if sys.stderr.isatty() else "\n"
-
-    def skip(self, count: int) -> None:
-        self._done, self._skipped = self._done + count, self._skipped + count
-
-    def add(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if not self._quiet and now - self._shown > (0.5 if self._end == "\r" else 10):
-            self._shown = now
-            made, passed = self._done - self._skipped, now - self._start
-            rate, (minutes, seconds) = made / passed, divmod(int((self._total - self._done) * passed / made), 60)
-            line = f"{self._done:,} of {self._total:,} images, {rate:,.0f}/s, {minutes}:{seconds:02d} left"
-            print(line.ljust(60), end=self._end, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if not self._quiet:
-            seconds = time.monotonic() - self._start
-            again = f" ({self._skipped:,} were there already)" if self._skipped else ""
-            print(f"{self._total:,} images in {seconds:.0f} s{again}".ljust(60), file=sys.stderr)

@@ -1,25 +1,25 @@
 """Batches as a pure function of (seed, step): shuffling, decoding, augmentation, whole evaluation passes.
 
 Training example `g`, counted over the whole run and over all processes, is a function of (seed, g) alone: its record by
-a permutation for each epoch, its crop by a generator with counter g. Step `s` holds examples [s·B, (s+1)·B) of a global
-batch B, and process p of P its p-th stretch of B/P. The whole position in the data is therefore one integer, the step,
-whatever the number of processes, threads or restarts.
+a permutation for each epoch, its crop by a generator with counter g. With a fixed number K of views the crop is view
+(epoch mod K) of the record instead, which (seed, record, view) fix; a token cache holds the tokens of these. Step `s`
+holds examples [s·B, (s+1)·B) of a global batch B, and process p of P its p-th stretch of B/P. The whole position in the
+data is therefore one integer, the step, whatever the number of processes, threads or restarts.
 """
 
-import collections
-import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
-from absl import logging
 
-from vimlab.data.base import Complement, DataError, DecodeError, Record, Source, Subset, held_out
-from vimlab.data.images import decode
+from vimlab.data.base import Complement, DataError, Record, Source, Subset, held_out
+from vimlab.data.examples import BadRecords, Decoded, Example, ahead, reader, view_rng
+from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.sources import open_source
+from vimlab.data.text import Bytes, SentencePiece, TextTokenizer
 from vimlab.data.transforms import Center, Generator, Resize, Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -39,6 +39,9 @@ class DataConfig:
       threads: threads that read and decode, in each process.
       prefetch: batches prepared ahead.
       max_bad: share of undecodable images that is put up with.
+      views: an image has this many fixed crops, one after the other in each epoch; None crops afresh for each example.
+      tokens: folder of a token cache of `train`, made by `vimlab tokenize`, to train on; None reads pixels.
+      text: how captions become ids, in the batches of tasks that read them; None leaves captions alone.
     """
 
     train: str
@@ -49,6 +52,9 @@ class DataConfig:
     threads: int = 8
     prefetch: int = 2
     max_bad: float = 0.01
+    views: int | None = None
+    tokens: str | None = None
+    text: Bytes | SentencePiece | None = None
 
     def __post_init__(self):
         if self.eval is not None and self.holdout:
@@ -57,92 +63,59 @@ class DataConfig:
             raise DataError("data.threads and data.prefetch must be at least 1 and data.holdout not negative")
         if not 0 <= self.max_bad <= 1:
             raise DataError(f"data.max_bad is a share between 0 and 1, not {self.max_bad}")
+        if self.views is not None and self.views < 1:
+            raise DataError(f"data.views is {self.views}, but must be at least 1, or none for fresh crops")
 
 
 def open_train_eval(config: DataConfig) -> tuple[Source, Source | None]:
     """The sources of training and evaluation, without a common record; evaluation's is None where none is configured.
 
+    Training's are the TokenRecords of `config.tokens` where that is set; evaluation always reads pixels.
+
     Raises:
-      DataError: a source that is not there, or two whose classes differ.
+      DataError: a source that is not there, two whose classes differ, captions wanted where there are none, or a cache of
+        data that has changed since.
     """
-    train = open_source(config.train)
-    if config.eval is None:
-        if not config.holdout:
-            return train, None
-        chosen = held_out(len(train), config.holdout)
-        return (Subset(train, Complement(len(train), chosen), f" without {len(chosen)} held out"),
-                Subset(train, chosen, f" held out {len(chosen)}"))
-    evaluation = open_source(config.eval)
-    classes = (train.info.class_names, evaluation.info.class_names)
-    if None not in classes and classes[0] != classes[1]:
-        different = sorted(set(classes[0]) ^ set(classes[1]))[:3]
+    cache = None if config.tokens is None else TokenRecords(config.tokens)
+    if config.holdout:
+        train, evaluation = _hold_out(config, cache)
+    else:
+        train = open_source(config.train) if cache is None else cache
+        evaluation = None if config.eval is None else open_source(config.eval)
+    sources = [train] if evaluation is None else [train, evaluation]
+    classes = [source.info.class_names for source in sources]
+    if None not in classes and classes[0] != classes[-1]:
+        different = sorted(set(classes[0]) ^ set(classes[-1]))[:3]
         raise DataError(f"the classes of {config.train!r} and {config.eval!r} differ"
                         f" ({', '.join(different) or 'in their order'}); labels would not mean the same")
+    for source in sources if config.text is not None else ():
+        check_captions(source)
     return train, evaluation
 
 
-class BadRecords:
-    """Counts records that cannot be decoded, names each once in the log, and stops when they are too many.
-
-    The share is judged from 100 records on, with three standard deviations of room for chance.
-    """
-
-    def __init__(self, max_bad: float, name: str):
-        self._max_bad, self._name, self._lock = max_bad, name, threading.Lock()
-        self.seen, self.bad, self.keys = 0, 0, []
-
-    def good(self) -> None:
-        with self._lock:
-            self.seen += 1
-
-    def add(self, error: Exception, key: str) -> None:
-        """Counts a bad record. Raises DataError when there are too many."""
-        with self._lock:
-            self.seen += 1
-            self.bad += 1
-            if key not in self.keys:
-                self.keys.append(key)
-                logging.warning("%s: %s; it is skipped", self._name, error)
-            allowed = self._max_bad * self.seen + 3 * (self._max_bad * self.seen) ** 0.5
-            if self.seen >= 100 and self.bad > allowed:
-                raise DataError(f"{self.bad} of {self.seen} images of {self._name!r} cannot be decoded "
-                                f"(data.max_bad is {self._max_bad}), among them {', '.join(map(repr, self.keys[:3]))}; "
-                                "`vimlab data check` lists them all")
+def _hold_out(config: DataConfig, cache: TokenRecords | None) -> tuple[Source, Source]:
+    whole = open_source(config.train)
+    chosen = held_out(len(whole), config.holdout)
+    train = Subset(whole, Complement(len(whole), chosen), f" without {len(chosen)} held out")
+    if cache is not None and cache.info.fingerprint != train.info.fingerprint:
+        raise DataError(f"the token cache {config.tokens!r} was made from other data than {config.train!r} without {config.holdout} held out "
+                        f"(fingerprint {cache.info.fingerprint}, not {train.info.fingerprint}); run `vimlab tokenize` again")
+    return (train if cache is None else cache), Subset(whole, chosen, f" held out {len(chosen)}")
 
 
-class _Decoded:
-    """A source with each image decoded: "image" uint8[H,W,3], "label" (-1 for none), "index" of the record used."""
-
-    def __init__(self, source: Source, at_least: int, bad: BadRecords):
-        self._source, self._at_least, self._bad = source, at_least, bad
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict:
-        # A bad record is replaced by the next good one, so what stands at an index never depends on what was read before.
-        for candidate in range(index, index + len(self)):
-            example = self.read(candidate % len(self))
-            if example is not None:
-                return example
-        raise DataError(f"none of the {len(self)} images of {self._source.info.name!r} can be decoded")
-
-    def read(self, index: int) -> dict | None:
-        """One example, or None where it is bad."""
-        key = f"record {index}"
-        try:
-            record = self._source[index]
-            key = record["key"]
-            image = decode(record["image"], key, self._at_least)
-        except (DecodeError, OSError) as error:
-            self._bad.add(error, key)
-            return None
-        self._bad.good()
-        return {"image": image, "label": record.get("label", -1), "index": index}
+def check_captions(source: Source) -> None:
+    """Raises DataError where a source has no captions that a text encoder could read."""
+    if not source.info.has_captions:
+        raise DataError(f"config.data.text asks for captions, but {source.info.name!r} has none; set data.text=none, or choose data "
+                        "that has them")
 
 
 class TrainPipeline:
-    """Endless training batches of this process: {"image" uint8[b,S,S,3], "label" i32[b], "index" i64[b]}.
+    """Endless training batches of this process.
+
+    Of pixels {"image" uint8[b,S,S,3], "label" i32[b], "index" i64[b]}, and of a TokenRecords source, whose image size,
+    crops and views were fixed when it was made, "tokens" i32[b,N,G] in place of "image". Label is -1 where there is none;
+    index is the place of the record in its source.
 
     Args:
       source: where records come from.
@@ -154,40 +127,55 @@ class TrainPipeline:
       threads: that read and decode.
       prefetch: batches that `iterate` prepares ahead.
       max_bad: share of undecodable images put up with.
+      text: encodes captions (an absent one is ""), for "text" i32[b,T] in the batch.
+      views: K fixed crops of each image, view (epoch mod K) in each epoch; None crops afresh for each example.
 
     Raises:
       DataError: the batch does not divide by the processes.
     """
 
     def __init__(self, source: Source, *, image_size: int, crop: Crop, batch_size: int, seed: int, process_index: int = 0,
-                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01):
+                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
+                 text: TextTokenizer | None = None, views: int | None = None):
         if batch_size % process_count:
             raise DataError(f"batch_size {batch_size} does not divide by {process_count} processes")
         self.source, self._batch_size, self._local = source, batch_size, batch_size // process_count
         self._first, self._threads, self._prefetch = process_index * self._local, threads, prefetch
         self._bad = BadRecords(max_bad, source.info.name)
+        decoded = Decoded(source, image_size, self._bad)
 
-        def cut(example: dict, rng: np.random.Generator) -> dict:
-            return example | {"image": crop(example["image"], image_size, rng)}
+        def cut(example: Example, rng: np.random.Generator) -> dict:
+            return {"image": crop(example.image, image_size, rng)} | _described(example.record, example.index, text)
 
-        decoded = _Decoded(source, 2 * image_size, self._bad)
+        def cut_view(g: int, index: int) -> dict:
+            example = decoded[index]
+            return cut(example, view_rng(seed, example.index, g // len(source) % views))
+
+        def cached(g: int, index: int) -> dict:
+            record = source[index]
+            return {"tokens": record["ids"][g // len(source) % source.views]} | _described(record, record["index"], text)
+
         self._indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-        self._examples = self._indices.map(decoded.__getitem__).random_map(cut)
+        if isinstance(source, TokenRecords):
+            self._examples = self._indices.map_with_index(cached)
+        elif views:
+            self._examples = self._indices.map_with_index(cut_view)
+        else:
+            self._examples = self._indices.map(decoded.__getitem__).random_map(cut)
 
     @property
     def bad(self) -> dict[str, int]:
-        """Records read so far, and how many could not be decoded."""
+        """Images read so far, and how many could not be decoded."""
         return {"seen": self._bad.seen, "bad": self._bad.bad}
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch at a step."""
-        with _reader(self._threads) as pool:
+        with reader(self._threads) as pool:
             return _collate(list(pool.map(self._examples.__getitem__, self._rows(step))))
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches from a step on, prepared ahead. Close it (or drop it) to stop its threads."""
-        tasks = ([(self._examples.__getitem__, g) for g in self._rows(step)] for step in itertools.count(start_step))
-        return _ahead(tasks, self._threads, self._prefetch)
+        return _batches(self._examples.__getitem__, map(self._rows, itertools.count(start_step)), self._threads, self._prefetch)
 
     def records(self, step: int) -> list[Record]:
         """The stored records (captions and keys too) at a step, row by row, their images not decoded."""
@@ -206,14 +194,15 @@ class EvalPipeline:
     """
 
     def __init__(self, source: Source, *, image_size: int, crop: Center | Resize, batch_size: int, process_index: int = 0,
-                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01):
+                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
+                 text: TextTokenizer | None = None):
         if batch_size % process_count:
             raise DataError(f"batch_size {batch_size} does not divide by {process_count} processes")
-        self.source, self._size, self._crop, self._batch_size = source, image_size, crop, batch_size
+        self.source, self._size, self._crop, self._batch_size, self._text = source, image_size, crop, batch_size, text
         self._local, self._first = batch_size // process_count, process_index * (batch_size // process_count)
         self._threads, self._prefetch = threads, prefetch
         self._bad = BadRecords(max_bad, source.info.name)
-        self._decoded = _Decoded(source, 2 * image_size, self._bad)
+        self._decoded = Decoded(source, image_size, self._bad)
 
     def __len__(self) -> int:
         """Batches in a pass."""
@@ -221,41 +210,33 @@ class EvalPipeline:
 
     @property
     def bad(self) -> dict[str, int]:
-        """Records read so far, and how many could not be decoded."""
+        """Images read so far, and how many could not be decoded."""
         return {"seen": self._bad.seen, "bad": self._bad.bad}
 
     def __iter__(self) -> Iterator[Batch]:
         firsts = range(self._first, self._first + len(self) * self._batch_size, self._batch_size)
-        tasks = ([(self._example, i) for i in range(first, first + self._local)] for first in firsts)
-        return _ahead(tasks, self._threads, self._prefetch)
+        return _batches(self._example, (range(first, first + self._local) for first in firsts), self._threads, self._prefetch)
 
     def _example(self, index: int) -> dict:
         example = self._decoded.read(index) if index < len(self.source) else None
         if example is None:
-            return {"image": np.zeros((self._size, self._size, 3), np.uint8), "label": -1, "index": index, "mask": 0.0}
-        return example | {"image": self._crop(example["image"], self._size), "mask": 1.0}
+            black = np.zeros((self._size, self._size, 3), np.uint8)
+            return {"image": black, "mask": 0.0} | _described(Record(), index, self._text)
+        return {"image": self._crop(example.image, self._size), "mask": 1.0} | _described(example.record, index, self._text)
+
+
+def _described(record: Record, index: int, text: TextTokenizer | None) -> dict:
+    """A row of a batch but for its picture."""
+    row = {"label": record.get("label", -1), "index": index}
+    return row if text is None else row | {"text": text.encode(record.get("caption", ""))}
+
+
+def _batches(function: Callable[[int], dict], groups: Iterator[range], threads: int, prefetch: int) -> Iterator[Batch]:
+    with contextlib.closing(ahead(function, groups, threads, prefetch)) as rows:
+        for group in rows:
+            yield _collate(group)
 
 
 def _collate(examples: Sequence[dict]) -> Batch:
-    types = {"image": np.uint8, "label": np.int32, "index": np.int64, "mask": np.float32}
+    types = {"image": np.uint8, "tokens": np.int32, "label": np.int32, "index": np.int64, "text": np.int32, "mask": np.float32}
     return {name: np.stack([e[name] for e in examples]).astype(types[name], copy=False) for name in examples[0]}
-
-
-def _reader(threads: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="vimlab-data")
-
-
-def _ahead(groups: Iterator[list[tuple[Callable[[int], dict], int]]], threads: int, prefetch: int) -> Iterator[Batch]:
-    """Runs groups of calls on threads, `prefetch` groups ahead, and yields their results as batches, in order."""
-    pool, waiting = _reader(threads), collections.deque()
-    try:
-        for group in groups:
-            waiting.append([pool.submit(*call) for call in group])
-            if len(waiting) > prefetch:
-                yield _collate([future.result() for future in waiting.popleft()])
-        while waiting:
-            yield _collate([future.result() for future in waiting.popleft()])
-    finally:
-        for future in (f for group in waiting for f in group):
-            future.cancel()
-        pool.shutdown(wait=False)

@@ -1,14 +1,16 @@
 """A stack of pre-norm transformer blocks, scanned and rematerialised; the counts of its parameters and FLOPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from vimlab.nn.attention import SelfAttention
+from vimlab.nn.attention import CrossAttention, KeyValues, Memory, SelfAttention, Slot
 from vimlab.nn.layers import LayerNorm, Linear
+from vimlab.nn.masks import Mask
 from vimlab.parallel.rules import constrain
 
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -17,23 +19,76 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     # Keep the outputs of weight products, recompute what is cheap: norms, activations and the attention matrix.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+Activation = Literal["gelu", "relu"]
 
 
 class Block(nn.Module):
-    """Attention and a GELU perceptron, each behind a LayerNorm and a residual: f[B,N,width] → f[B,N,width]."""
+    """Self-attention, attention to a memory where there is one, and a perceptron, each behind a LayerNorm and a residual.
 
+    Attributes:
+      width, heads, mlp: of the sequence, of the attention, and hidden width.
+      activation: of the perceptron.
+      use_bias: whether products and norms have biases.
+      cross: whether there is attention to a memory.
+      masks, backend: of the self-attention; see there.
+      dropout: rate, on the outputs of each attention, of the activation and of the perceptron; 0 outside training.
+    """
+
+    width: int
     heads: int
     mlp: int
     dtype: DTypeLike = jnp.float32
+    activation: Activation = "gelu"
+    use_bias: bool = True
+    cross: bool = False
+    masks: tuple[Mask, ...] = ()
+    backend: str = "xla"
+    dropout: float = 0.0
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def setup(self) -> None:
+        norm = lambda: LayerNorm(use_bias=self.use_bias)
+        linear = lambda features, axes: Linear(features, axes, self.use_bias, self.dtype)
+        self.norm1, self.norm2 = norm(), norm()
+        self.attention = SelfAttention(self.width, self.heads, self.dtype, self.use_bias, self.masks, self.backend)
+        if self.cross:
+            self.cross_norm = norm()
+            self.cross_attention = CrossAttention(self.width, self.heads, self.dtype, self.use_bias)
+        self.mlp_in, self.mlp_out = linear(self.mlp, ("embed", "mlp")), linear(self.width, ("mlp", "embed"))
+        self.drop = nn.Dropout(self.dropout, deterministic=not self.dropout)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | Sequence[Memory] | None = None,
+        lengths: jax.Array | None = None,
+        kind: jax.Array | None = None,
+        cache: KeyValues | None = None,
+        slot: Slot | None = None,
+    ) -> tuple[jax.Array, KeyValues]:
+        """One block over f[B,L,width], or, with a cache, over its one position.
+
+        Args:
+          x: f[B,L,width].
+          memory: what the cross-attention reads; see there.
+          lengths: i32[B], real positions of the memory, or of x in a block without one; all by default.
+          kind, cache, slot: see SelfAttention.
+
+        Returns:
+          f[B,L,width], and the self-attention's keys and values.
+        """
         x = constrain(x, "batch", "length", "act_embed")
-        x = x + SelfAttention(self.heads, self.dtype, name="attention")(LayerNorm(name="norm1")(x))
-        y = Linear(self.mlp, ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(LayerNorm(name="norm2")(x))
-        y = constrain(jax.nn.gelu(y), "batch", "length", "act_mlp")
-        x = x + Linear(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(y)
-        return constrain(x, "batch", "length", "act_embed")
+        y, kv = self.attention(self.norm1(x), None if self.cross else lengths, kind, cache, slot)
+        x = x + self.drop(y)
+        if self.cross:
+            x = x + self.drop(self.cross_attention(self.cross_norm(x), memory, lengths))
+        y = jax.nn.gelu(self.mlp_in(self.norm2(x))) if self.activation == "gelu" else jax.nn.relu(self.mlp_in(self.norm2(x)))
+        y = self.drop(constrain(y, "batch", "length", "act_mlp"))
+        x = x + self.drop(self.mlp_out(y))
+        return constrain(x, "batch", "length", "act_embed"), kv
+
+    def read(self, memory: jax.Array) -> KeyValues:
+        """Keys and values of a memory f[M,S,width] for the cross-attention."""
+        return self.cross_attention.read(memory)
 
 
 class Stack(nn.Module):
@@ -43,6 +98,9 @@ class Stack(nn.Module):
       depth, heads, mlp: blocks, heads and hidden width of each block.
       remat: what the backward pass keeps, a key of REMAT_POLICIES.
       unroll: blocks per step of the scan; `depth` is the unscanned program over the same parameters.
+      kinds: which of `masks` each layer has, where there are several.
+      activation, use_bias, cross, masks, backend: see Block.
+      dropout: rate in training.
     """
 
     depth: int
@@ -51,26 +109,58 @@ class Stack(nn.Module):
     remat: str = "dots"
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
+    activation: Activation = "gelu"
+    use_bias: bool = True
+    cross: bool = False
+    masks: tuple[Mask, ...] = ()
+    kinds: tuple[int, ...] = ()
+    backend: str = "xla"
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None = None, lengths: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """f[B,L,width] → f[B,L,width].
+
+        Args:
+          x: f[B,L,width].
+          memory: f[B,M,width] for blocks that read one.
+          lengths: i32[B], real positions of the memory, or of x where there is none; all by default.
+          train: whether dropout is on; it draws from the stream "dropout".
+        """
+        kinds = jnp.asarray(self.kinds, jnp.int32) if self.kinds else None
         scanned = nn.scan(
-            lambda module, carry, _: (module(carry), None),
+            lambda block, x, kind: (block(x, memory, lengths, kind)[0], None),
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             length=self.depth,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(block(self.heads, self.mlp, self.dtype, name="blocks"), x, None)[0]
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        rate = self.dropout if train else 0.0
+        return scanned(block(x.shape[-1], **self._common(), masks=self.masks, backend=self.backend, dropout=rate, name="blocks"), x, kinds)[0]
+
+    @nn.nowrap
+    def alone(self, width: int, layer: int) -> Block:
+        """The block of one layer outside the scan, to be applied to that layer's parameters, one position at a time or all."""
+        masks = self.masks[self.kinds[layer] if self.kinds else 0 :][:1]
+        return Block(width, **self._common(), masks=masks, parent=None)
+
+    @nn.nowrap
+    def _common(self) -> dict:
+        return {k: getattr(self, k) for k in ("heads", "mlp", "dtype", "activation", "use_bias", "cross")}
 
 
-def stack_params(depth: int, width: int, mlp: int) -> int:
-    """Parameters of a Stack: the four attention matrices, two of the perceptron, their biases and two norms a block."""
-    return depth * (4 * width * width + 2 * width * mlp + 9 * width + mlp)
+def stack_params(depth: int, width: int, mlp: int, use_bias: bool = True, cross: bool = False) -> int:
+    """Parameters of a Stack: per block the attention's matrices (four, eight with a memory), two of the perceptron, norms."""
+    attentions = 2 if cross else 1
+    matrices, norms = attentions * 4 * width * width + 2 * width * mlp, (attentions + 1) * width
+    biases = attentions * 4 * width + mlp + width + norms if use_bias else 0
+    return depth * (matrices + norms + biases)
 
 
 def stack_flops(depth: int, width: int, mlp: int, length: int) -> int:

@@ -26,6 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "pixels": (),
     "positions": (),
     "codes": (),
+    "vocabulary": (),
     "code_dim": (),
     "conv_in": ("fsdp",),
     "conv_out": ("tensor",),
@@ -97,20 +98,16 @@ def param_shardings(mesh: Mesh, params: Any, axes: Any) -> Any:
 
 
 def opt_shardings(mesh: Mesh, tx: optax.GradientTransformation, params: Any, shardings: Any) -> Any:
-    """Shardings of `tx.init(params)`: moments like their parameter, factored moments less the dropped dimension.
+    """Shardings of `tx.init(params)`: moments like their parameter, but whole in the dimensions that they reduce to size 1.
 
     Optax's zeros do not inherit a layout, so the state's shardings are derived and pinned by the caller.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def like(leaf, sharding, param):
-        if leaf.shape == param.shape:
-            return sharding
-        entries = tuple(sharding.spec) + (None,) * (param.ndim - len(sharding.spec))
-        for i in range(param.ndim):
-            if leaf.shape == param.shape[:i] + param.shape[i + 1 :] and param.shape.count(param.shape[i]) == 1:
-                return NamedSharding(mesh, PartitionSpec(*entries[:i], *entries[i + 1 :]))
-        return replicated
+        if leaf.ndim != param.ndim or any(n not in (1, size) for n, size in zip(leaf.shape, param.shape, strict=True)):
+            return replicated
+        return NamedSharding(mesh, fit(sharding.spec, leaf.shape, mesh))
 
     abstract = jax.eval_shape(tx.init, params)
     return optax.tree_map_params(tx, like, abstract, shardings, params, transform_non_params=lambda _: replicated)

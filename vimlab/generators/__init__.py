@@ -1,0 +1,1 @@
+"""Models of tokens, from parts: layout, conditioner, backbone, head. They know tokenizers only through Tokens."""

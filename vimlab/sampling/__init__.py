@@ -1,0 +1,1 @@
+"""Drawing tokens from generators: one compiled loop, guidance, filters, reranking."""

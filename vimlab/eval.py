@@ -11,12 +11,11 @@ from absl import logging
 
 from vimlab import config as configs
 from vimlab import run as runs
-from vimlab.checkpoint import Checkpointer, CheckpointError
+from vimlab.checkpoint import Checkpointer
 from vimlab.evals import EVALUATORS, evaluate
 from vimlab.evals.report import write_report
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.run import Run
-from vimlab.state import TrainState
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,17 +32,11 @@ def main(argv: Sequence[str]) -> int:
     config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)
     evaluators = config.evals.named([n for n in args.evals.split(",") if n])
     # A checkpoint of any mesh is evaluated on all devices of this machine.
-    run = Run(dataclasses.replace(config, mesh=MeshConfig()), training=False)
+    run = Run(dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir), training=False)
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
-        abstract, networks = run.abstract_state(), run.task.inference_networks
-        wanted = {"params": {name: abstract.params[name] for name in networks}, "ema": abstract.ema}
-        restored = checkpoints.restore(wanted, args.step, subset=True)
-        if restored is None:
-            raise CheckpointError(f"{args.workdir} holds no finished checkpoint yet")
-        step, arrays, _ = restored
-        state = TrainState(step=step, params=arrays["params"], opt_state={}, ema=arrays["ema"], extra={})
-        logging.info("evaluating step %d on %d images", step, len(run.eval_source or ()))
-        figures = evaluate(evaluators, run.subject(state, step, args.batch_size), args.workdir)
+        state, _ = runs.restore_weights(checkpoints, run.task, run.shardings, args.step)
+        logging.info("evaluating step %d on %d images", state.step, len(run.eval_source or ()))
+        figures = evaluate(evaluators, run.subject(state, state.step, args.batch_size), args.workdir)
     if jax.process_index() == 0:
         width = max(map(len, figures))
         print("\n".join(f"{name:{width}}  {value:.6g}" for name, value in figures.items()))

@@ -52,10 +52,15 @@ def export(
         sources = {n: n for n in stored}
     found = checkpointer.load(step, {n: stored[n] for n in sources.values()}, subset=True)
     arrays = {name: found[source] for name, source in sources.items()}
+    return write_export(out, arrays, meta | {"kind": kind, "step": step})
+
+
+def write_export(out: pathlib.Path, arrays: dict[str, Any], meta: dict[str, Any]) -> pathlib.Path:
+    """Writes arrays and what is known of them into a folder that `open_weights` opens. Returns the safetensors file's path."""
     table = {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in arrays.items()}
     out.mkdir(parents=True, exist_ok=True)
-    write_file(out / CONFIG, json.dumps(meta | {"kind": kind, "step": step, "arrays": table}, indent=1).encode())
-    safetensors_io.write(out / WEIGHTS, arrays, {"kind": kind, "step": str(step)})
+    write_file(out / CONFIG, json.dumps(meta | {"arrays": table}, indent=1).encode())
+    safetensors_io.write(out / WEIGHTS, arrays, {name: str(meta[name]) for name in ("kind", "step") if name in meta})
     return out / WEIGHTS
 
 

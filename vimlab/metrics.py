@@ -188,7 +188,7 @@ class Progress:
         rate = (now - then) / max(step - last, 1)
         self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
         self._last = (step, now)
-        wanted = {"loss": "loss {:.4f}", "psnr": "{:.2f} dB", "codebook_usage": "codes {:.0%}", "images_per_s": "{:.0f} img/s"}
+        wanted = {"loss": "loss {:.4f}", "bits_per_token": "{:.3f} bits/token", "psnr": "{:.2f} dB", "codebook_usage": "codes {:.0%}", "images_per_s": "{:.0f} img/s"}
         words = [text.format(figures[f"train/{k}"]) for k, text in wanted.items() if f"train/{k}" in figures]
         line = f"step {step}/{self._total} ({step / self._total:.0%})  {'  '.join(words)}  {clock((self._total - step) * self._rate)} left"
         print("\r\x1b[K" + line if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)

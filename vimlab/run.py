@@ -14,22 +14,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 import vimlab
 from vimlab import config as configs
+from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError, Duration
+from vimlab.data.cache import check_cache
+from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.images import DECODER
 from vimlab.data.pipeline import EvalPipeline, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
 from vimlab.parallel.rules import batch_sharding
 from vimlab.pictures import write_whole
+from vimlab.state import TrainState
+from vimlab.tasks.generator_config import GeneratorRun
+from vimlab.tasks.generator_task import GeneratorTask
 from vimlab.tasks.task import RunConfig, Task
 from vimlab.tasks.tokenizer_config import TokenizerRun
 from vimlab.tasks.tokenizer_task import TokenizerTask
 
-TASKS: dict[str, tuple[type[RunConfig], type[Task]]] = {TokenizerRun.NAME: (TokenizerRun, TokenizerTask)}
+TASKS: dict[str, tuple[type[RunConfig], type[Task]]] = {
+    TokenizerRun.NAME: (TokenizerRun, TokenizerTask),
+    GeneratorRun.NAME: (GeneratorRun, GeneratorTask),
+}
 # What may differ between a run and its continuation, because it does not change what is computed.
 FREE_KEYS = ("log.", "checkpoint.", "evals.", "mesh.", "data.threads", "data.prefetch", "data.max_bad", "max_nonfinite")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
@@ -101,8 +112,11 @@ class Run:
         self.total_steps = self.to_steps(config.duration)
         if self.total_steps < 1:
             raise ConfigError("config.duration is shorter than one step")
-        self.dtype = _dtype(config.precision)
-        self.task = TASKS[config.NAME][1](config, self.total_steps, self.to_steps, self.dtype)
+        self.dtype = dtype_of(config.precision)
+        self.task = TASKS[config.NAME][1](config, self.total_steps, self.to_steps, self.dtype, self.train_source.info)
+        if isinstance(self.train_source, TokenRecords):
+            fingerprint = self.task.identity["tokenizer"]
+            check_cache(self.train_source, tokenizer_fingerprint=fingerprint, spec=self.task.spec, data=config.data, seed=config.seed)
         self.shardings = self.task.shardings(self.mesh)
 
     def to_steps(self, duration: Duration) -> int:
@@ -120,8 +134,15 @@ class Run:
         return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, self.shardings)
 
     @functools.cached_property
-    def predict_fns(self) -> dict[str, Callable[..., jax.Array]]:
-        return {name: jax.jit(fn) for name, fn in self.task.predict_fns().items()}
+    def frozen(self) -> Any:
+        """The task's frozen arrays, whole on every device."""
+        return jax.device_put(self.task.frozen, NamedSharding(self.mesh, PartitionSpec()))
+
+    @functools.cached_property
+    def predict_fns(self) -> dict[str, Callable[..., Any]]:
+        """The task's predict functions, jitted, each `fn(state, …)`."""
+        bind = lambda fn: lambda state, *args: fn(state, self.frozen, *args)
+        return {name: bind(jax.jit(fn)) for name, fn in self.task.predict_fns().items()}
 
     def subject(self, state: Any, step: int, batch_size: int | None = None) -> Subject:
         """The state as evaluators look at it. Raises ConfigError where the config names no evaluation data."""
@@ -135,13 +156,14 @@ class Run:
         pipeline = EvalPipeline(
             self.eval_source, image_size=self.task.image_size, crop=crop, batch_size=batch_size,
             process_index=jax.process_index(), process_count=jax.process_count(), threads=self.config.data.threads,
-            max_bad=self.config.data.max_bad,
+            max_bad=self.config.data.max_bad, text=self.task.text,
         )
         sharding = batch_sharding(self.mesh)
 
         def batches():
             for batch in pipeline:
-                yield {k: jax.make_array_from_process_local_data(sharding, batch[k]) for k in ("image", "label", "mask")}
+                rows = batch | {"index": batch["index"].astype(np.int32)}
+                yield {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
 
         info = self.eval_source.info
         protocol = {
@@ -154,7 +176,8 @@ class Run:
             "parameters": "average" if getattr(state, "ema", None) else "trained",
             "command": " ".join(["vimlab", *sys.argv[1:]]),
         }
-        return Subject(state=state, predict_fns=self.predict_fns, batches=batches, spec=self.config.model.spec, protocol=protocol, step=step)
+        return Subject(state=state, predict_fns=self.predict_fns, batches=batches, spec=self.task.spec, protocol=protocol, step=step,
+                       source=self.eval_source)
 
     def environment(self) -> dict[str, Any]:
         """Versions, devices and data of this start of the run, for run.json and every checkpoint."""
@@ -167,12 +190,30 @@ class Run:
             "mesh": dict(self.mesh.shape),
             "processes": jax.process_count(),
             "data": dataclasses.asdict(info),
+            "identity": self.task.identity,
             "decoder": DECODER,
             "command": " ".join(["vimlab", *sys.argv[1:]]),
         }
 
 
-def _dtype(precision: str) -> DTypeLike:
+def restore_weights(checkpoints: Checkpointer, task: Task, shardings: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+    """A state of weights alone, laid out as `shardings`, and the checkpoint's meta; of the newest good step if none is given.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    abstract = jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+    wanted = {"params": {name: abstract.params[name] for name in task.inference_networks}, "ema": abstract.ema}
+    restored = checkpoints.restore(wanted, step, subset=True)
+    if restored is None:
+        raise CheckpointError(f"{checkpoints.directory} holds no finished checkpoint yet")
+    step, arrays, meta = restored
+    return TrainState(step=step, params=arrays["params"], opt_state={}, ema=arrays["ema"], extra={}), meta
+
+
+def dtype_of(precision: str) -> DTypeLike:
+    """The type of matrix products on this process's devices."""
     if precision == "auto":
         precision = "f32" if jax.default_backend() == "cpu" else "bf16"
     return {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{args.config} is the config of a {config.NAME}, which reads no tokens; give that of a run that is to train on them")
     views = args.views or config.data.views or 1
     manifest = tokenize(config.tokenizer, config.data, config.seed, args.out, views=views, batch_size=args.batch_size,
-                        dtype=runs._dtype(config.precision), shard_records=args.shard_records)
+                        dtype=runs.dtype_of(config.precision), shard_records=args.shard_records)
     if jax.process_index() == 0:
         spec, replaced = manifest["spec"], manifest["replaced"]
         print(f"{manifest['data']['size']:,} records, {views} view{'s' * (views > 1)} of {spec['grid'][0]}x{spec['grid'][1]} tokens each"

@@ -56,9 +56,9 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
     """
     started = time.time()
     check_workdir(config, workdir, allow_config_change)
-    run = Run(config)
+    run = Run(config.within(workdir))
     task, total = run.task, run.total_steps
-    frozen = task.frozen  # Reads the files of weights: a wrong one shows now.
+    frozen = run.frozen  # Reads the files of weights: a wrong one shows now.
     checkpoints = Checkpointer(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -84,14 +84,13 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
             state = jax.jit(task.init, out_shardings=run.shardings)(run.root)
             if config.init_from:
                 state = start_from(config.init_from, state)
-        describe(run, state, workdir, started, start)
-        frozen = jax.device_put(frozen, jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec()))
+        describe(run, config, state, workdir, started, start)
         step_fn = jax.jit(task.train_step, donate_argnums=0, out_shardings=(run.shardings, None))
 
         pipeline = TrainPipeline(
             run.train_source, image_size=task.image_size, crop=config.data.crop, batch_size=config.batch_size, seed=config.seed,
             process_index=jax.process_index(), process_count=jax.process_count(), threads=config.data.threads,
-            prefetch=config.data.prefetch, max_bad=config.data.max_bad,
+            prefetch=config.data.prefetch, max_bad=config.data.max_bad, text=task.text, views=config.data.views,
         )
         batches = prefetch_to_mesh(pipeline.iterate(start), batch_sharding(run.mesh), depth=config.data.prefetch)
         writer = Writer(workdir, resume_step=start, tensorboard=config.log.tensorboard)
@@ -176,7 +175,12 @@ def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) 
 
 
 def check_data(meta: dict, run: Run, allow_change: bool) -> None:
-    """Raises ConfigError where the data has changed since the checkpoint was written."""
+    """Raises ConfigError where the data, or what the task stands on, has changed since the checkpoint was written."""
+    for name, now in run.task.identity.items():
+        then = meta["identity"][name]
+        if then != now:
+            raise ConfigError(f"this run began with another {name} (fingerprint {then}) than the one it finds now ({now}); the codes would mean "
+                              "other things, so start in another --workdir")
     old, new = meta["data"]["fingerprint"], run.train_source.info.fingerprint
     if old != new and not allow_change:
         raise ConfigError(f"the training data {run.config.data.train!r} has changed since this run began (fingerprint {old} → {new}); "
@@ -192,17 +196,18 @@ def start_from(path: str, state):
     return state.replace(params=params, ema={name: jax.tree.map(lambda x: x.copy(), params[name]) for name in state.ema})
 
 
-def describe(run: Run, state, workdir: pathlib.Path, started: float, start: int) -> None:
+def describe(run: Run, config: RunConfig, state, workdir: pathlib.Path, started: float, start: int) -> None:
     """Says what is about to run, and writes run.json and the table of parameters."""
-    info, config = run.train_source.info, run.config
+    info = run.train_source.info
     counts = {name: sum(x.size for x in jax.tree.leaves(p)) for name, p in state.params.items()}
     logging.info("data: %s, %d images%s", info.name, info.size, f", {len(info.class_names)} classes" if info.class_names else "")
     logging.info("parameters: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
     logging.info("%s, mesh %s, %s; steps %d to %d", run.environment()["devices"], dict(run.mesh.shape), np.dtype(run.dtype).name, start, run.total_steps)
     for note in run.task.notes():
-        logging.warning("%s", note)
+        logging.info("%s", note)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
+        run.task.write_companions(workdir)
         (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
         runs.write_json(workdir / "config.json", runs.to_dict(config))
         path = workdir / "run.json"

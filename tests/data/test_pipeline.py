@@ -149,6 +149,7 @@ def test_text_needs_captions(folder):
     open_train_eval(DataConfig(train=str(folder), holdout=3, text=Bytes()))
     for caption in folder.rglob("*.txt"):
         caption.unlink()
+    open_train_eval(DataConfig(train=str(folder), holdout=3))
     with pytest.raises(DataError, match="config.data.text asks for captions, but 'pictures without 3 held out' has none"):
         open_train_eval(DataConfig(train=str(folder), holdout=3, text=Bytes()))
     with pytest.raises(DataError, match="asks for captions, but 'pictures' has none"):

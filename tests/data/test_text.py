@@ -155,13 +155,15 @@ def test_lengths_count_what_is_not_padding(config):
     assert lengths(batch[None]).shape == (1, 3) and lengths(batch[2]).shape == ()
 
 
-def test_fingerprints_tell_vocabulary_and_length(config, vocabulary, tmp_path):
+def test_fingerprints_tell_vocabulary_and_length(config, tmp_path):
     assert config(8).open().fingerprint == config(8).open().fingerprint != config(9).open().fingerprint
-    pathlib.Path(tmp_path / "copy.model").write_bytes(pathlib.Path(vocabulary).read_bytes())
-    train_vocabulary(["other words"], tmp_path / "other.model", size=270)
-    opened = [c.open().fingerprint for c in (Bytes(), *(SentencePiece(vocabulary=str(p)) for p in
-                                                        (vocabulary, tmp_path / "copy.model", tmp_path / "other.model")))]
-    assert opened[1] == opened[2] and len(set(opened)) == 3
+    files = {name: tmp_path / f"{name}.model" for name in ("one", "copy", "two")}
+    train_vocabulary(["other words"], files["one"], size=270)
+    train_vocabulary(["uther wurds"], files["two"], size=270)
+    files["copy"].write_bytes(files["one"].read_bytes())
+    one, copy, two = (SentencePiece(vocabulary=str(path)).open().fingerprint for path in files.values())
+    assert one == copy and len({one, two, Bytes().open().fingerprint}) == 3
+    assert files["one"].stat().st_size == files["two"].stat().st_size, "not told by size"
 
 
 def test_it_pickles_and_needs_its_file_no_more(config, vocabulary, tmp_path, emoji):

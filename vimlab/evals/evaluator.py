@@ -16,6 +16,7 @@ import numpy as np
 import vimlab
 from vimlab import pictures
 from vimlab.config import ConfigError, Duration
+from vimlab.data.base import Source
 from vimlab.tokens import TokenSpec
 
 # What only the caller knows of a figure; without any of these no figure is written.
@@ -35,6 +36,7 @@ class Subject:
       spec: of the tokens that "encode" returns.
       protocol: PROTOCOL_KEYS and whatever else fixes the figures.
       step: of the state.
+      source: the set's records, which the "index" of a batch's rows points into; None where they are not at hand.
     """
 
     state: Any
@@ -43,6 +45,7 @@ class Subject:
     spec: TokenSpec
     protocol: Mapping[str, Any]
     step: int
+    source: Source | None = None
 
     def predict(self, name: str) -> Callable[..., jax.Array]:
         """The predict function of that name. Raises ConfigError where the task has none."""

@@ -1,6 +1,7 @@
 """What a task is, and what the configs of all tasks share."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -10,10 +11,12 @@ from jax.sharding import Mesh
 from vimlab.checkpoint import CheckpointConfig
 from vimlab.config import ConfigError, Duration
 from vimlab.data.pipeline import DataConfig
+from vimlab.data.text import TextTokenizer
 from vimlab.evals import EvalsConfig
 from vimlab.metrics import LogConfig
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.state import TrainState
+from vimlab.tokens import TokenSpec
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -53,11 +56,21 @@ class RunConfig:
         if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
 
+    def within(self, workdir: pathlib.Path) -> "RunConfig":
+        """The config as the run in `workdir` uses it, its own copies in place of what it was started from."""
+        return self
+
 
 class Task(Protocol):
-    """What one training step does: pure functions over an explicit state, all of them to be traced by `jax.jit`."""
+    """What one training step does: pure functions over an explicit state, all of them to be traced by `jax.jit`.
+
+    Made from (config, total steps, Duration → steps, type of matrix products, SourceInfo of the training data).
+    """
 
     image_size: int
+    spec: TokenSpec  # Of the tokens that "encode" returns.
+    text: TextTokenizer | None  # How captions become ids, where the model reads them.
+    identity: dict[str, str]  # Fingerprints of what its checkpoints cannot do without, by name.
     inference_networks: tuple[str, ...]  # Names in `TrainState.params` that a trained model consists of.
     frozen: Any  # Arrays that steps read and none changes, such as a pretrained network's weights.
 
@@ -76,10 +89,13 @@ class Task(Protocol):
         """One step on a global batch; randomness comes from `root`'s named streams at `state.step`."""
 
     def predict_fns(self) -> dict[str, Callable[..., Any]]:
-        """What evaluators may call, each `fn(state, images f32[B,H,W,3])`."""
+        """What evaluators and commands may call, each `fn(state, frozen, …)`."""
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rates at a step, by metric name."""
 
     def flops_per_example(self) -> float:
         """Analytic FLOPs of a training step per example, averaged over steps; recomputation not counted."""
+
+    def write_companions(self, workdir: pathlib.Path) -> None:
+        """Writes into a workdir what its checkpoints cannot do without, where it is not there yet."""

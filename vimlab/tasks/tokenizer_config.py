@@ -85,6 +85,9 @@ class TokenizerRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in ("tokens", "text"):
+            if getattr(self.data, key) is not None:
+                raise ConfigError(f"data.{key} is for generators; a tokenizer reads pictures alone, so set data.{key}=none")
         if self.loss.logit_laplace and self.model.output != "logit_laplace":
             raise ConfigError("loss.logit_laplace needs model.output='logit_laplace'; set it, or loss.logit_laplace=0")
         if self.reseed and self.model.quantizer.bank != "free":

@@ -1,6 +1,7 @@
 """Training a tokenizer: generator and discriminator in one compiled step (sections 3.1 to 3.3 of the ViT-VQGAN paper)."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 
 from vimlab import optim as optimizers
 from vimlab.config import Duration
+from vimlab.data.base import SourceInfo
 from vimlab.losses import adversarial, perceptual, reconstruction
 from vimlab.parallel import rules
 from vimlab.random import stream
@@ -33,12 +35,17 @@ class TokenizerTask:
       total_steps: of the whole run.
       to_steps: turns a Duration into steps.
       dtype: of matrix products.
+      info: of the training data, which a tokenizer needs nothing of.
     """
 
     inference_networks = ("tokenizer",)
+    text = None
 
-    def __init__(self, config: TokenizerRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike) -> None:
-        self.config, self.image_size = config, config.model.image_size
+    def __init__(
+        self, config: TokenizerRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike, info: SourceInfo | None = None
+    ) -> None:
+        self.config, self.image_size, self.spec = config, config.model.image_size, config.model.spec
+        self.identity: dict[str, str] = {}
         self.model, self._dtype = config.model.make(dtype), dtype
         self._rates = {"tokenizer": config.optim.rate(total_steps, to_steps)}
         self._tx = {"tokenizer": config.optim.make(self._rates["tokenizer"])}
@@ -275,11 +282,11 @@ class TokenizerTask:
     # ---- what others may ask ----
 
     def predict_fns(self) -> dict[str, Callable[..., Any]]:
-        """`reconstruct(state, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, images)` → Tokens."""
+        """`reconstruct(state, frozen, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, frozen, images)` → Tokens."""
         best = lambda state: {"params": state.best("tokenizer")}
         return {
-            "reconstruct": lambda state, images: self.model.apply(best(state), images).images.clip(0, 1),
-            "encode": lambda state, images: self.model.apply(best(state), images, method="encode"),
+            "reconstruct": lambda state, _, images: self.model.apply(best(state), images).images.clip(0, 1),
+            "encode": lambda state, _, images: self.model.apply(best(state), images, method="encode"),
         }
 
     def rates(self, step: int) -> dict[str, float]:
@@ -296,3 +303,6 @@ class TokenizerTask:
             # Fake: forward, to its pixels, to the weights (2); real: forward, to the weights (2); R1: forward, back, and back of both.
             flops += forward * (7 + (6 / gan.r1_every if gan.r1 else 0))
         return flops
+
+    def write_companions(self, workdir: pathlib.Path) -> None:
+        """A tokenizer needs nothing but its checkpoints."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 from flax import linen as nn
 
 from vimlab import config as configs
+from vimlab.checkpoint import named
 from vimlab.config import ConfigError
-from vimlab.export import init_from, open_weights
+from vimlab.export import init_from, open_weights, write_export
 from vimlab.tokenizers.tokenizer import TokenizerConfig
 
 
@@ -23,11 +25,13 @@ class Pretrained:
 
     Attributes:
       path: the run, checkpoint, export or safetensors file that it came from.
+      meta: what its checkpoint says about itself; "config" is its run's.
       config: of the model, as its checkpoint has it.
       params: f32 arrays of NumPy; averaged ones where the run kept an average.
     """
 
     path: str
+    meta: dict[str, Any]
     config: TokenizerConfig
     params: Any
 
@@ -38,6 +42,13 @@ class Pretrained:
         for path, x in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(x).tobytes())
         return digest.hexdigest()[:16]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the tokenizer as an inference export of its own, beside `folder` first and then renamed."""
+        beside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        write_export(beside, {f"params/tokenizer/{name}": x for name, x in named(self.params).items()}, self.meta | {"kind": "inference"})
+        beside.rename(folder)
 
 
 def open_tokenizer(path: str | pathlib.Path) -> Pretrained:
@@ -50,12 +61,13 @@ def open_tokenizer(path: str | pathlib.Path) -> Pretrained:
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise ConfigError(f"the tokenizer {str(path)!r} does not exist; train one first, and name its workdir or an export of it")
-    config = open_weights(path)[0].get("config")
+    meta = open_weights(path)[0]
+    config = meta.get("config")
     if not config or config.get("task") != "tokenizer":
         what = f"a run of the task {config['task']!r}" if config else "weights without their config.json"
         raise ConfigError(f"{str(path)!r} is {what}, not a trained tokenizer; name a tokenizer's workdir or an export of it")
     model = configs.resolve(TokenizerConfig, config["model"])
     init = lambda: nn.unbox(model.make().init(jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3)))["params"])
     params, _ = init_from(path, {"tokenizer": jax.eval_shape(init)})
-    return Pretrained(str(path), model, jax.tree.map(np.asarray, params["tokenizer"]))
+    return Pretrained(str(path), meta, model, jax.tree.map(np.asarray, params["tokenizer"]))
 

@@ -94,11 +94,14 @@ class TokenizerConfig:
 
     def flops(self) -> int:
         """Forward FLOPs of encoder, code search and decoder on one image."""
-        args = lambda size: (self.spec.grid, size.depth, size.width, size.mlp)
-        n, q = self.spec.length, self.quantizer
-        encoder = tower_flops(*args(self.encoder), 3 * self.patch**2, self.encoder.width)
-        decoder = tower_flops(*args(self.decoder), q.dim, self.channels * self.patch**2)
-        return encoder + 2 * n * self.encoder.width * q.dim + 2 * n * q.codes * q.dim + decoder
+        size = self.decoder
+        return self.encode_flops() + tower_flops(self.spec.grid, size.depth, size.width, size.mlp, self.quantizer.dim, self.channels * self.patch**2)
+
+    def encode_flops(self) -> int:
+        """Forward FLOPs of encoder and code search on one image."""
+        n, q, size = self.spec.length, self.quantizer, self.encoder
+        encoder = tower_flops(self.spec.grid, size.depth, size.width, size.mlp, 3 * self.patch**2, size.width)
+        return encoder + 2 * n * size.width * q.dim + 2 * n * q.codes * q.dim
 
 
 @flax.struct.dataclass

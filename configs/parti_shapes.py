@@ -1,0 +1,44 @@
+"""Parti on the synthetic shapes world, on two CPU cores: captions of colours, shapes and relations to 64 tokens of 256 codes.
+
+paper:    after "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation", section 2, at a size of our own
+command:  vimlab train --config configs/vitvq_shapes.py --workdir runs/vitvq_shapes, then
+          vimlab tokenize --config configs/parti_shapes.py --out runs/shapes_tokens, then
+          vimlab train --config configs/parti_shapes.py:tokens=runs/shapes_tokens --workdir DIR
+hardware: 2 CPU cores
+hours:    0.75, both stages
+expected: not measured yet
+params:   generator 0
+status:   runs in tests
+"""
+
+import ml_collections
+
+from vimlab.config import parse_arg
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arg = parse_arg(arg, tokenizer="runs/vitvq_shapes", tokens="", smoke=False)
+    config = dict(
+        task="generator",
+        seed=0,
+        duration="2500 steps",
+        batch_size=64,
+        tokenizer=arg.tokenizer,
+        model=dict(
+            depth=4, width=192, heads=6, mlp=768, condition=dict(name="text", depth=2), conv_kernel=11,
+            activation="relu", use_bias=False, dropout=0.0,
+        ),
+        drop=dict(rate=0.1),
+        optim=dict(name="adamw", learning_rate=1.5e-3, warmup="100 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.01, clip=1.0),
+        data=dict(
+            train="shapes:train", eval="shapes:test", crop=dict(name="resize"), eval_crop=dict(name="resize"),
+            tokens=arg.tokens or None, text=dict(name="bytes", length=64),
+        ),
+        log=dict(every="50 steps"),
+        checkpoint=dict(every="500 steps"),
+    )  # fmt: skip
+    if arg.smoke:
+        config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))
+        config["model"] |= dict(depth=2, width=32, heads=2, mlp=64, condition=dict(name="text", depth=1))
+        config["data"] |= dict(train="shapes:train?count=256", eval="shapes:test?count=32")
+    return ml_collections.ConfigDict(config)

@@ -7,7 +7,7 @@ command:  vimlab train --config configs/vitvq_shapes.py --workdir runs/vitvq_sha
 hardware: 2 CPU cores
 hours:    0.75, both stages
 expected: not measured yet
-params:   generator 0
+params:   generator 1,444,096 without embeddings and softmax
 status:   runs in tests
 """
 
@@ -21,24 +21,26 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = dict(
         task="generator",
         seed=0,
-        duration="2500 steps",
+        duration="3000 steps",
         batch_size=64,
         tokenizer=arg.tokenizer,
         model=dict(
-            depth=4, width=192, heads=6, mlp=768, condition=dict(name="text", depth=2), conv_kernel=11,
-            activation="relu", use_bias=False, dropout=0.0,
+            depth=4, width=128, heads=4, mlp=512, condition=dict(name="text", depth=2), conv_kernel=11,
+            activation="relu", use_bias=False, dropout=0.0, remat="full",
         ),
         drop=dict(rate=0.1),
-        optim=dict(name="adamw", learning_rate=1.5e-3, warmup="100 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.01, clip=1.0),
+        optim=dict(name="adamw", learning_rate=2e-3, warmup="100 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.01, clip=1.0),
         data=dict(
             train="shapes:train", eval="shapes:test", crop=dict(name="resize"), eval_crop=dict(name="resize"),
             tokens=arg.tokens or None, text=dict(name="bytes", length=64),
         ),
         log=dict(every="50 steps"),
         checkpoint=dict(every="500 steps"),
+        evals=dict(likelihood=dict(every="500 steps"), samples=dict(every="1000 steps", guidance=3.0)),
     )  # fmt: skip
     if arg.smoke:
         config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))
         config["model"] |= dict(depth=2, width=32, heads=2, mlp=64, condition=dict(name="text", depth=1))
         config["data"] |= dict(train="shapes:train?count=256", eval="shapes:test?count=32")
+        config["evals"] = dict(likelihood=dict(every="10 steps"), samples=dict(every="10 steps", count=4))
     return ml_collections.ConfigDict(config)

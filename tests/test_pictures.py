@@ -59,3 +59,66 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         pictures.write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def ink(image: np.ndarray) -> np.ndarray:
+    """Rows and columns of an image's dark pixels, i64[2,…]."""
+    return np.stack(np.nonzero((image < 128).all(-1)))
+
+
+def white(count: int) -> np.ndarray:
+    return np.full((count, 96, 96, 3), 255, np.uint8)
+
+
+def test_captioned_places_each_image_over_its_own_caption():
+    images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
+    image = pictures.captioned(images, ["", "two", ""], columns=2)
+    tile, height = 100 + pictures.GAP, 100 + pictures.CAPTION_HEIGHT + pictures.GAP
+    assert image.shape == (height + 100 + pictures.GAP, 2 * tile, 3), "a row without captions takes no room for them"
+    for i, (top, left) in enumerate([(2, 2), (2, tile + 2), (height + 2, 2)]):
+        np.testing.assert_array_equal(image[top : top + 96, left : left + 96], images[i])
+    assert not ink(image[100:height, :tile]).size and ink(image[100:height, tile:]).size
+
+
+def test_captioned_pairs_share_a_caption():
+    images, beside = np.zeros((2, 32, 32, 3), np.uint8), np.full((2, 32, 32, 3), 9, np.uint8)
+    image = pictures.captioned(images, ["a", "b"], beside=beside)
+    width = 2 * 100 + pictures.GAP
+    assert image.shape[1] == 2 * width, "32 pixels are enlarged to 96, and a pair has a gap to the next"
+    for left in (0, width):
+        assert (image[2:98, left + 2 : left + 98] == 0).all() and (image[2:98, left + 102 : left + 198] == 9).all()
+
+
+def test_long_captions_are_wrapped_and_cut():
+    heights = {}
+    for text in ("short", "some words that need a line more", "word " * 60, "w" * 300):
+        image = pictures.captioned(white(1), [text])
+        heights[text[:5]] = (image.shape[0] - 100 - pictures.GAP) / pictures.CAPTION_HEIGHT
+        assert ink(image[-pictures.GAP - pictures.CAPTION_HEIGHT :]).size, "the last line is written on"
+    assert heights == {"short": 1, "some ": 3, "word ": 4, "wwwww": 4}
+    # Pieces of a long word are the word: only the last line, cut short, lacks letters.
+    lines = pictures._wrap("ab " + "cdefghij" * 2 + " k", lambda text: len(text) <= 6)
+    assert lines == ["ab", "cdefgh", "ijcdef", "ghij k"]
+    assert pictures._wrap("one two three four five", lambda text: len(text) <= 5) == ["one", "two", "three", "four…"]
+    assert pictures._wrap("aaaaa bbbbb ccccc ddddd e", lambda text: len(text) <= 5)[-1] == "dddd…"
+
+
+def test_marks_are_ticks_and_crosses():
+    plain = pictures.captioned(white(2), ["same", "same"])
+    image = pictures.captioned(white(2), ["same", "same"], marks=[True, False])
+    tile = 100 + pictures.GAP
+    first, second = image[100:, :tile], image[100:, tile:]
+    colours = [{tuple(c) for c in part.reshape(-1, 3).tolist()} for part in (first, second)]
+    assert [pictures.RIGHT in c for c in colours] == [True, False] and [pictures.WRONG in c for c in colours] == [False, True]
+    shifted = first[:, pictures.MARK_WIDTH :]
+    np.testing.assert_array_equal(shifted, plain[100:, : tile - pictures.MARK_WIDTH])
+    (tick, cross) = ((part[:, : pictures.MARK_WIDTH] < 250).any(-1) for part in (first, second))
+    assert (tick != cross).any(), "the shapes differ, not the colours alone"
+
+
+@pytest.mark.parametrize(
+    "count, captions, more", [(0, [], {}), (2, ["a"], {}), (1, ["a"], dict(beside=white(2))), (1, ["a"], dict(marks=[True, False]))]
+)
+def test_captioned_refuses_what_does_not_match(count, captions, more):
+    with pytest.raises(ValueError, match="as many captions"):
+        pictures.captioned(white(count), captions, **more)

@@ -1,8 +1,6 @@
 """`vimlab tokenize` with a real tokenizer: the cache holds what that tokenizer makes of the crops that a run on pixels sees."""
 
-import dataclasses
 import json
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,7 @@ from vimlab.data.base import DataError
 from vimlab.data.cache import check_cache
 from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.pipeline import DataConfig, Resize, Tokenizer, TrainPipeline, open_train_eval
-from vimlab.tasks.task import RunConfig
-from vimlab.tasks.tokenizer_task import TokenizerTask
+from vimlab.run import Run
 from vimlab.tokenizers.pretrained import open_tokenizer
 from vimlab.tokenizers.quantizers import VectorQuantizerConfig
 from vimlab.tokenizers.sizes import ViTSize
@@ -51,20 +48,11 @@ def ids_of(path):
     return jax.jit(lambda images: MODEL.make().apply({"params": params}, images / jnp.float32(255), method="encode").ids)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StandIn(RunConfig):
-    NAME: ClassVar[str] = "stand-in"
-    tokenizer: str
-
-
 @pytest.fixture
-def config(tmp_path, monkeypatch, tokenizer):
-    """A config file of a second-stage run."""
-    monkeypatch.setitem(runs.TASKS, "stand-in", (StandIn, TokenizerTask))
-    file = tmp_path / "generator.py"
-    file.write_text(f"import ml_collections\ndef get_config(arg):\n    return ml_collections.ConfigDict(dict(task='stand-in', duration=1, batch_size=8, "
-                    f"tokenizer={tokenizer!r}, seed=5, data=dict(train={DATA!r}, holdout=4)))\n")
-    return str(file)
+def flags(tokenizer):
+    """A second-stage run's config, as arguments."""
+    keys = {"tokenizer": tokenizer, "seed": "5", "data.train": DATA, "data.eval": "none", "data.holdout": "4", "data.crop.name": "tokenizer"}
+    return ["--config", "configs/parti_shapes.py:smoke", *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
 @pytest.mark.parametrize("views, crop", [(2, Tokenizer()), (1, Resize())])
@@ -84,51 +72,51 @@ def test_the_cache_holds_the_tokens_of_the_batches_of_pixels(tmp_path, tokenizer
     assert len(shown) == 37 * views and records.manifest["dtype"] == "float32"
 
 
-def test_the_command_makes_what_its_config_trains_on(tmp_path, config, capsys):
-    out = tmp_path / "out"
-    assert tokenize.main(["--config", config, "--out", str(out), "--config.data.views=2", "--batch-size", "16"]) == 0
-    assert "36 records, 2 views of 4x4 tokens each\n" in (said := capsys.readouterr().out) and said.endswith(f"--config.data.tokens={out}\n")
-    run = runs.resolve(configs.load(config), [("data.tokens", str(out)), ("data.views", "2")])
-    train, evaluation = open_train_eval(run.data)
-    made = open_tokenizer(run.tokenizer)
-    check_cache(train, tokenizer_fingerprint=made.fingerprint, spec=MODEL.spec, data=run.data, seed=run.seed)
-    assert len(train) == 36 and len(evaluation) == 4
-    assert tokenize.main(["--config", config, "--out", str(tmp_path / "b"), "--views", "2", "--config.data.views=1", "--batch-size", "7"]) == 0
+def test_the_command_makes_what_its_config_trains_on(tmp_path, flags, capsys):
+    ask = lambda name, *more: tokenize.main([*flags, "--out", str(tmp_path / name), *more])
+    assert ask("out", "--config.data.views=2", "--batch-size", "16") == 0
+    said = capsys.readouterr().out
+    assert said == f"36 records, 2 views of 4x4 tokens each\ntrain on it with --config.data.tokens={tmp_path / 'out'}\n"
+    _, overrides = configs.split_overrides([*flags, f"--config.data.tokens={tmp_path / 'out'}", "--config.data.views=2"])
+    run = Run(runs.resolve(configs.load("configs/parti_shapes.py:smoke"), overrides))  # Which checks the cache.
+    assert isinstance(run.train_source, TokenRecords) and (len(run.train_source), len(run.eval_source)) == (36, 4)
+    assert ask("b", "--views", "2", "--config.data.views=1", "--batch-size", "7") == 0
     assert capsys.readouterr().out.endswith(f"--config.data.tokens={tmp_path / 'b'} --config.data.views=2\n")
-    shards = lambda folder: {p.name: p.read_bytes() for p in folder.glob("tokens-*")}
-    assert shards(out) == shards(tmp_path / "b")  # Whatever the batch.
-    assert tokenize.main(["--config", config, "--out", str(tmp_path / "c"), "--shard-records", "30"]) == 0
-    assert TokenRecords(tmp_path / "c").views == 1 and len(shards(tmp_path / "c")) == 2
+    shards = lambda name: {p.name: p.read_bytes() for p in (tmp_path / name).glob("tokens-*")}
+    assert shards("out") == shards("b")  # Whatever the batch.
+    assert ask("c", "--shard-records", "30") == 0
+    assert TokenRecords(tmp_path / "c").views == 1 and len(shards("c")) == 2
 
 
-def test_mistakes_are_one_sentence(tmp_path, config, tokenizer):
-    ask = lambda *flags, file=config, out="out": tokenize.main(["--config", file, "--out", str(tmp_path / out), *flags])
+def test_mistakes_are_one_sentence(tmp_path, flags):
+    ask = lambda *more, out="out": tokenize.main([*flags, "--out", str(tmp_path / out), *more])
     with pytest.raises(ConfigError, match="vitvq_emoji.py is the config of a tokenizer, which reads no tokens"):
-        ask(file="configs/vitvq_emoji.py")
+        tokenize.main(["--config", "configs/vitvq_emoji.py", "--out", str(tmp_path / "out")])
     for flag in ("--views", "--batch-size", "--shard-records"):
         with pytest.raises(ConfigError, match=f"{flag} is 0, but must be at least 1"):
             ask(flag, "0")
     with pytest.raises(ConfigError, match="tokenizer 'nowhere' does not exist"):
         ask("--config.tokenizer=nowhere")
-    assert not list(tmp_path.glob("out*"))  # Nothing is begun before all is known to be there.
+    assert not list(tmp_path.iterdir())  # Nothing is begun before all is known to be there.
     (tmp_path / "there").mkdir()
     with pytest.raises(DataError, match="there' exists already"):
         ask("--config.tokenizer=nowhere", out="there")
 
 
-def test_a_beginning_with_another_tokenizer_is_left_alone(tmp_path, config, monkeypatch):
+def test_a_beginning_with_another_tokenizer_is_left_alone(tmp_path, flags, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
+    ask = lambda *more: tokenize.main([*flags, "--out", str(tmp_path / "out"), *more])
     with monkeypatch.context() as patch:
         patch.setattr(tokenize, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
-            tokenize.main(["--config", config, "--out", str(tmp_path / "out")])
+            ask()
     other = export(tmp_path / "other", seed=1)
     with pytest.raises(DataError, match=r"out.partial' is the beginning of another cache \(tokenizer.fingerprint '\w{16}', not '\w{16}'\)"):
-        tokenize.main(["--config", config, "--out", str(tmp_path / "out"), f"--config.tokenizer={other}"])
+        ask(f"--config.tokenizer={other}")
     monkeypatch.setattr(tokenize, "encoder", lambda *_: stop)  # All shards are there: nothing is encoded again.
-    assert tokenize.main(["--config", config, "--out", str(tmp_path / "out")]) == 0
+    assert ask() == 0
 
 
 def test_the_encoder_uses_all_devices_and_any_batch(tokenizer):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "train": ("vimlab.train", "train, or continue, the run of a workdir"),
     "tokenize": ("vimlab.tokenize", "store a data set's tokens for the second stage to train on"),
+    "sample": ("vimlab.sample", "draw images from a trained generator"),
     "eval": ("vimlab.eval", "evaluate a checkpoint and write the report"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
-    "data": ("vimlab.data.commands", "import, check or preview a data set"),
+    "data": ("vimlab.data.commands", "import, check or preview a data set, train a vocabulary"),
     "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
     "doctor": ("vimlab.doctor", "check this machine: versions, devices, disk, codecs"),
 }

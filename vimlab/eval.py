@@ -12,7 +12,7 @@ from absl import logging
 from vimlab import config as configs
 from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer
-from vimlab.evals import EVALUATORS, evaluate
+from vimlab.evals import EVALUATORS, evaluate, suited
 from vimlab.evals.report import write_report
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.run import Run
@@ -24,9 +24,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vimlab eval", description="Evaluate a checkpoint of a run. Keys of the run's config can be set with "
                                      "--config.data.eval=… and --config.evals.…=…")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--evals", default=",".join(EVALUATORS), help=f"comma-separated, from: {', '.join(EVALUATORS)}")
+    parser.add_argument("--evals", default="", help=f"comma-separated, from: {', '.join(EVALUATORS)}; those that suit the "
+                        "model and the data if not given")
     parser.add_argument("--step", default=None, type=int, help="the newest good checkpoint if not given")
-    parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure")
+    parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure beyond rounding")
     args = parser.parse_args(argv)
 
     config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)
@@ -36,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
         state, _ = runs.restore_weights(checkpoints, run.task, run.shardings, args.step)
         logging.info("evaluating step %d on %d images", state.step, len(run.eval_source or ()))
-        figures = evaluate(evaluators, run.subject(state, state.step, args.batch_size), args.workdir)
+        subject = run.subject(state, state.step, args.batch_size)
+        figures = evaluate(evaluators or config.evals.named(suited(subject)), subject, args.workdir)
     if jax.process_index() == 0:
         width = max(map(len, figures))
         print("\n".join(f"{name:{width}}  {value:.6g}" for name, value in figures.items()))

@@ -174,10 +174,12 @@ class Run:
             "size": self.task.image_size,
             "dtype": jnp.dtype(self.dtype).name,
             "parameters": "average" if getattr(state, "ema", None) else "trained",
+            "identity": self.task.identity,
             "command": " ".join(["vimlab", *sys.argv[1:]]),
         }
+        told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
         return Subject(state=state, predict_fns=self.predict_fns, batches=batches, spec=self.task.spec, protocol=protocol, step=step,
-                       source=self.eval_source)
+                       source=self.eval_source, ways=ways, **told)
 
     def environment(self) -> dict[str, Any]:
         """Versions, devices and data of this start of the run, for run.json and every checkpoint."""

@@ -136,13 +136,15 @@ def test_a_sharded_optimizer_steps_as_on_one_device(mesh, optim):
     tx = optim.make(lambda _: 0.1)
     draw = lambda seed: {k: np.random.default_rng(seed).normal(size=v.shape).astype(np.float32) for k, v in params.items()}
     values, grads = draw(0), draw(1)
-    expected, _ = tx.update(grads, tx.init(values), values)
+    expected = tx.update(grads, tx.init(values), values)
     states = opt_shardings(mesh, tx, params, shardings)
     with jax.set_mesh(mesh):
         placed = jax.device_put(values, shardings)
         state = jax.jit(tx.init, out_shardings=states)(placed)
         updates, state = jax.jit(tx.update, out_shardings=(shardings, states))(jax.device_put(grads, shardings), state, placed)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), updates, expected)
+    # A value on the middle between two int8 ones may be rounded either way.
+    near = lambda a, b: np.testing.assert_allclose(a.astype(float), b, rtol=1e-5, atol=1 if a.dtype == np.int8 else 1e-7)
+    jax.tree.map(near, (updates, state), expected)
     assert updates["w"].addressable_shards[0].data.shape == (128, 192)
 
 

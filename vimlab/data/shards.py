@@ -100,9 +100,9 @@ class Progress:
         """Counts what was there already."""
         self._done, self._skipped = self._done + count, self._skipped + count
 
-    def add(self) -> None:
-        """Counts one image."""
-        self._done += 1
+    def add(self, count: int = 1) -> None:
+        """Counts images."""
+        self._done += count
         now = time.monotonic()
         if not self._quiet and now - self._shown > (0.5 if self._end == "\r" else 10):
             self._shown = now

@@ -4,13 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from vimlab.config import ConfigError
+from vimlab.evals.alignment import Alignment, of_shapes
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.evaluator import Evaluator, Result, Subject, evaluate
+from vimlab.evals.likelihood import Likelihood
 from vimlab.evals.reconstruction import Reconstruction
+from vimlab.evals.samples import Samples
 
-__all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate"]
+__all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate", "suited"]
 
-EVALUATORS: dict[str, type] = {Reconstruction.NAME: Reconstruction, Codebook.NAME: Codebook}
+EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class EvalsConfig:
 
     reconstruction: Reconstruction | None = None
     codebook: Codebook | None = None
+    likelihood: Likelihood | None = None
+    samples: Samples | None = None
+    alignment: Alignment | None = None
 
     def enabled(self) -> dict[str, Evaluator]:
         """The evaluators that run during training."""
@@ -30,3 +36,11 @@ class EvalsConfig:
         if unknown:
             raise ConfigError(f"evaluator {unknown[0]!r} is unknown; known are {sorted(EVALUATORS)}")
         return {name: getattr(self, name) or EVALUATORS[name]() for name in names}
+
+
+def suited(subject: Subject) -> list[str]:
+    """The evaluators that tell of this model on this set: what `vimlab eval` runs unasked."""
+    if "nll" not in subject.predict_fns:
+        return [Reconstruction.NAME, Codebook.NAME]
+    shapes = subject.condition == "text" and of_shapes(subject.source[0].get("caption", ""))
+    return [Likelihood.NAME, Samples.NAME] + [Alignment.NAME] * shapes

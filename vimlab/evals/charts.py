@@ -1,17 +1,18 @@
-"""Which metrics share a plot, and the plots of a run."""
+"""Which metrics share a plot, the plots of a run, and those over the scale of guidance."""
 
 import dataclasses
 import fnmatch
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vimlab.evals import page, svg
+from vimlab.evals.wording import GROUPS, is_share, leaf
 from vimlab.evals.workdir import Run
 
 COLOURS = 6
 MARKS = 20
-SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*")
 TITLES = {
     "mfu": "Share of peak FLOP/s",
     "tflops": "TFLOP/s",
@@ -21,6 +22,11 @@ TITLES = {
     "entropy_bits": "Entropy per token, bits",
     "nonfinite_share": "Steps skipped",
     "top_code_share": "Share of the busiest code",
+    "bits_per_dim": "Bits per pixel and channel",
+    "margin_bits": "Bits per token below the entropy of frequencies",
+    "log_prob_per_token": "Log-probability of drawn tokens, nats",
+    "distinct_share": "Codes in drawn pictures",
+    "distinct_share_real": "Codes in as many real pictures",
 }
 
 
@@ -37,6 +43,10 @@ class Plot:
 
 PLOTS = (
     Plot("Loss", ("loss", "total_loss"), log=True),
+    Plot("Bits per token", ("bits_per_token", "unigram_bits")),
+    Plot("Captions shown in full", GROUPS, from_zero=True),
+    Plot("Captions shown at other scales of guidance", ("seen_at_*", "held_out_at_*"), from_zero=True),
+    Plot("Statements shown, by kind", ("*_right",), from_zero=True),
     Plot("PSNR, dB", ("psnr",)),
     Plot("Reconstruction errors", ("l1", "l2", "mse", "mae", "perceptual", "lpips"), log=True),
     Plot("SSIM", ("ssim",)),
@@ -51,16 +61,6 @@ PLOTS = (
     Plot("Learning rate", ("lr", "lr_*", "*_lr", "learning_rate*"), smoothed=False, from_zero=True),
     Plot("Images per second", ("images_per_s*",), from_zero=True),
 )
-
-
-def leaf(name: str) -> str:
-    """`eval/reconstruction/psnr` → `psnr`."""
-    return name.rsplit("/", 1)[-1]
-
-
-def is_share(name: str) -> bool:
-    """Whether a metric is a share of one, to be shown as per cent."""
-    return any(fnmatch.fnmatch(leaf(name), p) for p in SHARES)
 
 
 def named_plots(run: Run) -> str:
@@ -132,6 +132,31 @@ def _labels(names: list[str]) -> list[str]:
         if len(set(candidates)) == len(names) and all(candidates):
             return candidates
     return names
+
+
+def guidance_plots(curve: list[dict[str, Any]], ceiling: Mapping[str, float]) -> str:
+    """Captions shown, and statements by kind, over the scale of guidance; nothing for a single scale.
+
+    Args:
+      curve: {"guidance": scale, figure: share, …} by ascending scale.
+      ceiling: the shares of reconstructions, drawn as level lines.
+    """
+    if len(curve) < 2:
+        return ""
+    level = [point | {f"{name}_ceiling": share for name, share in ceiling.items()} for point in curve]
+    kinds = [name for name in curve[0] if name.endswith("_right")]
+    plots = [("Captions shown in full, by guidance", GROUPS), ("Statements shown, by guidance", kinds)]
+    return _wrap("pair", [_over_guidance(title, level, [n for n in names if n in level[0]]) for title, names in plots])
+
+
+def _over_guidance(title: str, curve: list[dict[str, Any]], names: list[str]) -> str:
+    at = np.array([point["guidance"] for point in curve])
+    series = [
+        svg.Series(name.removesuffix("_right").replace("_", " "), at, np.array([point[name] for point in curve]), sparse=True, colour=i % COLOURS)
+        for i, name in enumerate(names)
+    ]
+    drawing = svg.curves(series, title=title, last_step=float(at[-1]), from_zero=True, form=svg.percent)
+    return page.plot(title, drawing, [(s.colour, s.label, svg.percent(float(s.y[-1]))) for s in series])
 
 
 def speed(run: Run) -> float | None:

@@ -30,13 +30,17 @@ class Subject:
     Attributes:
       state: handed to the predict functions as it is.
       predict_fns: {"reconstruct": (state, images f32[B,H,W,3] in [0,1]) → f32[B,H,W,3],
-        "encode": (state, images) → Tokens}, both jitted.
-      batches: starts one pass over the set in its fixed order: {"image": uint8[B,S,S,3], "mask": f32[B], …}; the last
-        batch is filled up to B with examples of mask 0. Arrays of NumPy, or global ones of JAX.
+        "encode": (state, images) → Tokens}, both jitted; a generator's have "decode", "nll" and "sample" too.
+      batches: starts one pass over the set in its fixed order: {"image": uint8[B,S,S,3], "label": i32[B], "index": i32[B],
+        "mask": f32[B]} and, where the model reads it, "text" i32[B,T]; the last batch is filled up to B with examples of
+        mask 0. Arrays of NumPy, or global ones of JAX.
       spec: of the tokens that "encode" returns.
       protocol: PROTOCOL_KEYS and whatever else fixes the figures.
       step: of the state.
       source: the set's records, which the "index" of a batch's rows points into; None where they are not at hand.
+      condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
+      guided: whether it was trained without its condition too, so that guidance means something.
+      ways: what every batch size is a multiple of.
     """
 
     state: Any
@@ -46,6 +50,9 @@ class Subject:
     protocol: Mapping[str, Any]
     step: int
     source: Source | None = None
+    condition: str = "none"
+    guided: bool = False
+    ways: int = 1
 
     def predict(self, name: str) -> Callable[..., jax.Array]:
         """The predict function of that name. Raises ConfigError where the task has none."""
@@ -53,17 +60,25 @@ class Subject:
             raise ConfigError(f"this task cannot {name!r}, which an evaluator asked for; it offers {sorted(self.predict_fns)}")
         return self.predict_fns[name]
 
-    def examples(self) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """One pass: images f32[B,S,S,3] in [0,1] and which of them are real, bool[B]. Raises ConfigError on an empty set."""
+    def rows(self) -> Iterator[tuple[jax.Array, Mapping[str, Any], np.ndarray]]:
+        """One pass: images f32[B,S,S,3] in [0,1], the batch that they are of, and which of its rows are real, bool[B].
+
+        Raises:
+          ConfigError: the set is empty.
+        """
         count = 0
         for batch in self.batches():
             real = to_host(batch["mask"]) > 0
             count += int(real.sum())
-            yield _to_float(batch["image"]), real
+            yield _to_float(batch["image"]), batch, real
         if not count:
             raise ConfigError(
                 f"the evaluation set {self.protocol['data']!r} (split {self.protocol['split']!r}) holds no images"
             )
+
+    def examples(self) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """One pass: images f32[B,S,S,3] in [0,1] and which of them are real, bool[B]. Raises ConfigError on an empty set."""
+        return ((images, real) for images, _, real in self.rows())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +106,7 @@ class Evaluator(Protocol):
     every: Duration
 
     def run(self, subject: Subject) -> Result:
-        """Looks at every image of the set once."""
+        """Looks at the set, once. Raises ConfigError where the task cannot do what is asked."""
 
 
 @jax.jit
@@ -106,6 +121,11 @@ def to_host(x: Any) -> np.ndarray:
 
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
+
+
+def condition_of(batch: Mapping[str, Any]) -> Any:
+    """What the generator is told of each row: text ids i32[B,T] where the batch has them, else labels i32[B]."""
+    return batch["text"] if "text" in batch else batch["label"]
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], subject: Subject, workdir: str | os.PathLike) -> dict[str, float]:

@@ -15,34 +15,13 @@ import vimlab
 from vimlab import pictures
 from vimlab.config import flatten
 from vimlab.evals import EVALUATORS, charts, page, svg, workdir
+from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
 
 PICTURE_WIDTH = 1600
 PICTURE_BYTES = 400_000
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
-
-Format = Callable[[float], str]
-# Metric: its name for people, its unit, how it is written.
-METRICS: dict[str, tuple[str, str, Format]] = {
-    "psnr": ("PSNR, mean over images", "dB", "{:.2f}".format),
-    "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
-    "ssim": ("SSIM", "", "{:.4f}".format),
-    "l1": ("L1, mean absolute error", "", "{:.4f}".format),
-    "l2": ("L2, mean squared error", "", "{:.5f}".format),
-    "usage": ("Codes used by the whole set", "", svg.percent),
-    "usage_batch": ("Codes used by one batch", "", svg.percent),
-    "perplexity": ("Perplexity", "", "{:,.1f}".format),
-    "entropy_bits": ("Entropy per token", "bits", "{:.2f}".format),
-    "dead_codes": ("Codes never used", "", svg.number),
-    "top_code_share": ("Share of the busiest code", "", svg.percent),
-}
-CARDS = (
-    ("reconstruction", "psnr", "PSNR"),
-    ("reconstruction", "ssim", "SSIM"),
-    ("codebook", "usage", "Codebook usage"),
-    ("codebook", "perplexity", "Codebook perplexity"),
-)
-PICTURES = {"reconstruction": "Held-out images; under each strip, what the model makes of it"}
+DRAWN = ("samples", "alignment")  # Pictures of the model's own making: what people look at first.
 
 
 def write_report(directory: str | os.PathLike) -> pathlib.Path:
@@ -70,7 +49,7 @@ def head(run: workdir.Run) -> str:
     facts += [f"<span>{page.escape(f)}</span>" for f in (_duration(run), _speed(run), run.info.get("devices")) if f]
     latest = {name: records[-1]["metrics"] for name, records in run.results.items()}
     cards = [
-        page.card(title, *_figure(metric, latest[name][metric]))
+        page.card(title, *value_of(metric, latest[name][metric]))
         for name, metric, title in CARDS
         if latest.get(name, {}).get(metric) is not None
     ]
@@ -109,9 +88,8 @@ def figures(run: workdir.Run) -> str:
         protocol, metrics = records[-1]["protocol"], records[-1]["metrics"]
         rows = []
         for metric, value in sorted(metrics.items(), key=lambda item: _rank(METRICS, item[0])):
-            text, unit = _figure(metric, value)
-            label = METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
-            rows.append(f'<tr><td>{page.escape(label)}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
+            text, unit = value_of(metric, value)
+            rows.append(f'<tr><td>{page.escape(name_of(metric))}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
         note = f"{protocol['count']:,} images ({_short(protocol['split'])}), step {protocol['step']:,}"
         tables.append(
             f'<figure><h3>{page.escape(name.capitalize())}</h3><p class="note">{page.escape(note)}</p>'
@@ -121,16 +99,17 @@ def figures(run: workdir.Run) -> str:
     return page.section("Final figures", f'<div class="pair">{"".join(tables)}</div>' if tables else "")
 
 
+def samples(run: workdir.Run) -> str:
+    """What a generator drew, and how that changes with the scale of guidance."""
+    records = run.results.get("alignment")
+    arrays = records[-1]["arrays"] if records else {}
+    plots = charts.guidance_plots(arrays["curve"], arrays["ceiling"]) if arrays else ""
+    return page.section("Samples", _pictures(run, [name for name in DRAWN if name in run.pictures]), plots)
+
+
 def shown_pictures(run: workdir.Run) -> str:
-    """Of each series of pictures the newest, and from the way there the first and the middle one."""
-    parts = []
-    for name, files in run.pictures.items():
-        early = [files[i] for i in sorted({0, (len(files) - 1) // 2} - {len(files) - 1})]
-        title = PICTURES.get(name, name.replace("_", " ").capitalize())
-        parts.append(_picture(title, *files[-1]))
-        if early:
-            parts.append(f'<div class="pair">{"".join(_picture("Earlier", *f) for f in early)}</div>')
-    return page.section("Pictures", f'<div class="pictures">{"".join(parts)}</div>' if parts else "")
+    """All other pictures."""
+    return page.section("Pictures", _pictures(run, [name for name in run.pictures if name not in DRAWN]))
 
 
 def curves(run: workdir.Run) -> str:
@@ -181,6 +160,7 @@ def foot(run: workdir.Run) -> str:
 SECTIONS: Sequence[Callable[[workdir.Run], str]] = (
     head,
     alarms,
+    samples,
     figures,
     shown_pictures,
     curves,
@@ -196,18 +176,23 @@ def _rank(order: Mapping[str, Any], name: str) -> tuple[int, str]:
     return (list(order).index(name) if name in order else len(order)), name
 
 
-def _figure(metric: str, value: float | None) -> tuple[str, str]:
-    """A metric's value as text, and its unit."""
-    if value is None:
-        return "not finite", ""
-    _, unit, form = METRICS.get(metric, ("", "", svg.percent if charts.is_share(metric) else svg.number))
-    return form(value), unit
-
-
 def _plain(tree: dict[str, Any]) -> dict[str, str]:
     """Nested JSON as dotted keys and one-line values, long ones (a thousand class names) cut short."""
     text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in flatten(tree).items()}
     return {k: v if len(v) <= LONGEST_VALUE else f"{v[:LONGEST_VALUE]}… ({len(v):,} characters)" for k, v in text.items()}
+
+
+def _pictures(run: workdir.Run, names: Sequence[str]) -> str:
+    """Of each series of pictures the newest, and from the way there the first and the middle one."""
+    parts = []
+    for name in names:
+        files = run.pictures[name]
+        early = [files[i] for i in sorted({0, (len(files) - 1) // 2} - {len(files) - 1})]
+        title = PICTURES.get(name, name.replace("_", " ").capitalize())
+        parts.append(_picture(title, *files[-1]))
+        if early:
+            parts.append(f'<div class="pair">{"".join(_picture("Earlier", *f) for f in early)}</div>')
+    return f'<div class="pictures">{"".join(parts)}</div>' if parts else ""
 
 
 def _picture(title: str, step: int, file: pathlib.Path) -> str:

@@ -1,0 +1,91 @@
+"""What figures and pictures are called in a report, and how figures are written."""
+
+import fnmatch
+from collections.abc import Callable
+
+from vimlab.evals import svg
+
+Format = Callable[[float], str]
+# Metric: its name for people, its unit, how it is written.
+METRICS: dict[str, tuple[str, str, Format]] = {
+    "psnr": ("PSNR, mean over images", "dB", "{:.2f}".format),
+    "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
+    "ssim": ("SSIM", "", "{:.4f}".format),
+    "l1": ("L1, mean absolute error", "", "{:.4f}".format),
+    "l2": ("L2, mean squared error", "", "{:.5f}".format),
+    "usage": ("Codes used by the whole set", "", svg.percent),
+    "usage_batch": ("Codes used by one batch", "", svg.percent),
+    "perplexity": ("Perplexity", "", "{:,.1f}".format),
+    "entropy_bits": ("Entropy per token", "bits", "{:.2f}".format),
+    "dead_codes": ("Codes never used", "", svg.number),
+    "top_code_share": ("Share of the busiest code", "", svg.percent),
+    "bits_per_token": ("Bits per token", "bits", "{:.3f}".format),
+    "unigram_bits": ("Entropy of the tokens' frequencies, to be beaten", "bits", "{:.3f}".format),
+    "margin_bits": ("Below that entropy by", "bits", "{:.3f}".format),
+    "nats_per_token": ("The same in nats per token", "nats", "{:.3f}".format),
+    "bits_per_dim": ("Bits per pixel and channel", "bits", "{:.4f}".format),
+    "log_prob_per_token": ("Log-probability of a drawn token, mean", "nats", "{:.3f}".format),
+    "distinct_share": ("Codes in the drawn pictures", "", svg.percent),
+    "distinct_share_real": ("Codes in as many real pictures", "", svg.percent),
+    "seen": ("Captions shown in full", "", svg.percent),
+    "seen_ceiling": ("Captions shown by reconstructions of the real pictures", "", svg.percent),
+    "seen_control": ("Captions shown by pictures of other captions", "", svg.percent),
+    "held_out": ("Held-out captions shown in full", "", svg.percent),
+    "held_out_ceiling": ("Held-out captions shown by reconstructions of the real pictures", "", svg.percent),
+    "held_out_control": ("Held-out captions shown by pictures of other captions", "", svg.percent),
+    "count_right": ("Number of objects right", "", svg.percent),
+    "colour_right": ("Colours right", "", svg.percent),
+    "shape_right": ("Shapes right", "", svg.percent),
+    "size_right": ("Sizes right", "", svg.percent),
+    "relation_right": ("Relations right", "", svg.percent),
+}
+# Evaluator, metric, heading: what stands at the top.
+CARDS = (
+    ("reconstruction", "psnr", "PSNR"),
+    ("reconstruction", "ssim", "SSIM"),
+    ("codebook", "usage", "Codebook usage"),
+    ("codebook", "perplexity", "Codebook perplexity"),
+    ("likelihood", "bits_per_token", "Bits per token"),
+    ("likelihood", "unigram_bits", "Unigram entropy"),
+    ("alignment", "seen", "Captions shown"),
+    ("alignment", "held_out", "Held-out captions shown"),
+)
+PICTURES = {
+    "reconstruction": "Held-out images; under each strip, what the model makes of it",
+    "samples": "What the model draws; where it was told something, the real picture is on the right",
+    "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
+}
+GROUPS = ("seen", "held_out", "seen_ceiling", "held_out_ceiling", "seen_control", "held_out_control")
+SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*", "*_right", *GROUPS)
+
+
+def leaf(name: str) -> str:
+    """`eval/reconstruction/psnr` → `psnr`."""
+    return name.rsplit("/", 1)[-1]
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share of one, to be shown as per cent."""
+    return any(fnmatch.fnmatch(_plain(name)[0], pattern) for pattern in SHARES)
+
+
+def name_of(metric: str) -> str:
+    """A metric's name for people; `seen_at_3` is `seen` at guidance 3."""
+    plain, scale = _plain(metric)
+    name = METRICS[plain][0] if plain in METRICS else plain.replace("_", " ")
+    return f"{name}, guidance {scale}" if scale else name
+
+
+def value_of(metric: str, value: float | None) -> tuple[str, str]:
+    """A metric's value as text, and its unit."""
+    if value is None:
+        return "not finite", ""
+    plain, _ = _plain(metric)
+    _, unit, form = METRICS.get(plain, ("", "", svg.percent if is_share(plain) else svg.number))
+    return form(value), unit
+
+
+def _plain(metric: str) -> tuple[str, str]:
+    """A metric's own name and the scale of guidance that its name ends in, or ""."""
+    plain, _, scale = leaf(metric).partition("_at_")
+    return plain, scale

@@ -1,0 +1,252 @@
+"""`vimlab sample`: images from a trained generator, each a function of its prompt and its seed, with the file that says how."""
+
+import argparse
+import csv
+import hashlib
+import importlib.metadata
+import json
+import math
+import pathlib
+import sys
+import time
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vimlab
+from vimlab import pictures
+from vimlab import run as runs
+from vimlab.config import ConfigError, diff, suggest
+from vimlab.data.images import decode
+from vimlab.data.shards import Progress
+from vimlab.sampling.decode import knobs
+from vimlab.sampling.guidance import Schedule
+from vimlab.sampling.rerank import SCORERS, best
+from vimlab.sampling.sampler import Drawn, Sampler, in_groups
+from vimlab.trained import Trained, open_trained
+
+CONDITIONS = {"text": "a text", "class": "a class", "none": "nothing"}
+FLAGS = {"text": "give --prompt or --prompts", "class": "give --classes", "none": "leave out --prompt, --prompts and --classes"}
+RECORD, GRID = "samples.json", "grid.png"
+SHOWN, COLUMNS = 64, 8  # Images in the grid at most, and in a row of it.
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `sample` command."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    texts = read_prompts(args.prompts) if args.prompts else args.prompt
+    image = read_image(args.image) if args.image else None
+    trained = open_trained(args.workdir, args.step)
+    names, conditions = conditions_of(trained, texts, args.classes)
+    args.out, args.keep = args.out or args.workdir / "samples", args.keep or args.num
+    request = request_of(args, trained, names)
+    total = len(names) * args.num
+    if args.seed + total > 1 << 32:
+        raise ConfigError(f"--seed is {args.seed}, but the seeds of {total:,} images must stay below 2^32; choose a smaller one")
+    files = [f"p{i // args.num:03d}_s{args.seed + i:08d}.png" for i in range(total)]
+    claim(args.out, request, files)
+
+    with jax.set_mesh(trained.mesh):
+        start, conditions = time.monotonic(), np.repeat(conditions, args.num, 0)
+        drawn = draw(args, trained, conditions, image)
+        seconds, scores, kept = time.monotonic() - start, None, np.arange(total).reshape(-1, args.num)
+        if args.rerank:
+            scores = SCORERS[args.rerank](trained.predict)(drawn.images, drawn.ids, conditions)
+            kept = best(scores, args.num, args.keep)
+    if jax.process_index() == 0:
+        write(args, request, names, files, drawn, scores, kept)
+        of = f", the best {args.keep} of each {args.num} by {args.rerank}" if args.rerank else ""
+        print(f"{kept.size:,} images in {args.out}{of}; all together in {GRID}, how they came about in {RECORD}")
+        if image is not None:
+            (rows, _), size = trained.task.spec.grid, trained.task.image_size
+            print(f"the upper {args.keep_rows * size // rows} of {size} pixels ({args.keep_rows} of {rows} rows of tokens) are {args.image}'s")
+        print(f"{total:,} drawn in {seconds:.1f} s, compilation included: {total / seconds:.3g} images/s, {drawn.calls:,} calls of the model")
+    return 0
+
+
+def read_prompts(file: pathlib.Path) -> list[str]:
+    """The lines of a text file that are not empty, or the column "Prompt" of a .tsv. Raises ConfigError where there is none."""
+    if not file.is_file():
+        raise ConfigError(f"--prompts {file} does not exist{suggest(file.name, [p.name for p in file.parent.glob('*')])}")
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"--prompts {file} is not UTF-8 text; save it as that") from None
+    if file.suffix == ".tsv":
+        # Nothing is quoted in PartiPrompts, where prompts themselves begin with a quotation mark.
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if "Prompt" not in (rows.fieldnames or ()):
+            raise ConfigError(f"--prompts {file} has no column 'Prompt', but {', '.join(map(repr, rows.fieldnames or ())) or 'nothing'}; name it so")
+        lines = [row["Prompt"] or "" for row in rows]
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"--prompts {file} holds no prompt; write one a line")
+    return prompts
+
+
+def read_image(file: pathlib.Path) -> np.ndarray:
+    """uint8[H,W,3]. Raises ConfigError where there is no file, DecodeError where it is no image."""
+    if not file.is_file():
+        raise ConfigError(f"--image {file} does not exist{suggest(file.name, [p.name for p in file.parent.glob('*')])}")
+    return decode(file.read_bytes(), str(file))
+
+
+def conditions_of(trained: Trained, texts: Sequence[str] | None, classes: str | None) -> tuple[list[str], np.ndarray]:
+    """What the P prompts or classes are called, and what the model is given for them: text ids i32[P,T], or labels i32[P].
+
+    Raises:
+      ConfigError: the model takes something else, or there is no such class.
+      DataError: a prompt is longer than the model reads.
+    """
+    takes, asked = trained.config.model.condition.NAME, "text" if texts else "class" if classes else "none"
+    if asked != takes:
+        raise ConfigError(f"the model of {trained.workdir} takes {CONDITIONS[takes]}, but was given {CONDITIONS[asked]}; {FLAGS[takes]}")
+    if texts:
+        return list(texts), np.stack([trained.task.text.encode(text, truncate=False) for text in texts])
+    if not classes:
+        return [""], np.zeros(1, np.int32)
+    names = trained.task.info.class_names
+    labels = np.array([_label(word.strip(), names) for word in classes.split(",")], np.int32)
+    return [names[label] for label in labels], labels
+
+
+def _label(word: str, names: Sequence[str]) -> int:
+    if word in names:
+        return names.index(word)
+    if word.isdecimal() and int(word) < len(names):
+        return int(word)
+    raise ConfigError(f"--classes: there is no class {word!r}{suggest(word, names)} (there are {len(names):,}, {names[0]!r} to {names[-1]!r}, "
+                      f"or by number 0 to {len(names) - 1})")
+
+
+def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str]) -> dict[str, Any]:
+    """All that the images depend on, as JSON values. Raises ConfigError where the model cannot do what is asked."""
+    rows = trained.task.spec.grid[0]
+    if args.guidance != 1 and not trained.task.guided:
+        raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance needs; "
+                          "leave it out, or train with config.drop")
+    if args.keep_rows is not None and not 0 < args.keep_rows < rows:
+        raise ConfigError(f"--keep-rows is {args.keep_rows}, but of the {rows} rows of tokens at least 1 and at most {rows - 1} can be kept")
+    image = args.image and {"file": str(args.image), "sha256": hashlib.sha256(args.image.read_bytes()).hexdigest()}
+    flags = {k: getattr(args, k) for k in ("num", "seed", "temperature", "top_k", "top_p", "guidance", "schedule", "keep_rows", "rerank", "keep")}
+    dtype = jnp.dtype(runs.dtype_of(trained.config.precision)).name
+    return {"workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": dtype, **trained.task.identity,
+            "condition": trained.config.model.condition.NAME, "prompts": list(names), "image": image} | flags
+
+
+def claim(out: pathlib.Path, request: dict[str, Any], files: Sequence[str]) -> None:
+    """Raises ConfigError where the folder holds samples of another request, or files of our names that nothing explains."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is not a folder; choose another")
+    if (out / RECORD).is_file():
+        try:
+            there = json.loads((out / RECORD).read_bytes())["request"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{out / RECORD} is not this command's; choose another --out") from None
+        for key, values in diff(there, request).items():
+            old, new = (text if len(text) <= 60 else f"{text[:59]}…" for text in map(repr, values))
+            raise ConfigError(f"--out {out} holds the samples of another request ({key} {old}, not {new}); choose another, or remove it")
+    elif strange := [name for name in (*files, GRID) if (out / name).exists()]:
+        raise ConfigError(f"--out {out} holds {strange[0]}, but no {RECORD} that says where it is from; choose another, or remove it")
+
+
+def draw(args: argparse.Namespace, trained: Trained, conditions: np.ndarray, image: np.ndarray | None) -> Drawn:
+    """Draws one image for each row of `conditions`; those of `image`, uint8[H,W,3], keep its upper rows of tokens."""
+    spec, total, predict = trained.task.spec, len(conditions), trained.predict
+    given = keep = None
+    if image is not None:
+        image = trained.config.data.eval_crop(image, trained.task.image_size)[None].astype(np.float32) / 255
+        ids = in_groups(lambda images: predict["encode"](images).ids, image)[0, :, 0]
+        keep = np.arange(spec.length) < args.keep_rows * spec.grid[1]
+        given, keep = (np.broadcast_to(x, (total, spec.length)) for x in (ids, keep))
+    devices = trained.mesh.size
+    batch_size = -(-min(args.batch, total) // devices) * devices  # Whole rows on every device.
+    settings = knobs(spec.length, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, schedule=args.schedule)
+    progress = Progress(total, args.quiet or jax.process_index() > 0)
+    sampler = Sampler(predict["sample"], predict["decode"], batch_size, predict["complete"])
+    drawn = sampler.draw(conditions, args.seed + np.arange(total), settings, given, keep, progress.add)
+    progress.close()
+    return drawn
+
+
+def write(
+    args: argparse.Namespace, request: dict[str, Any], names: Sequence[str], files: Sequence[str], drawn: Drawn, scores: np.ndarray | None,
+    kept: np.ndarray,
+) -> None:  # fmt: skip
+    """Writes the kept images i64[P,K] of those drawn, the grid, and last the record of all."""
+    for i in kept.flat:
+        pictures.save_png(args.out / files[i], drawn.images[i])
+    first = kept.ravel()[:SHOWN]
+    columns = kept.shape[1] if 1 < kept.shape[1] <= COLUMNS else COLUMNS
+    grid = pictures.captioned(drawn.images[first], [names[i // args.num] for i in first], columns=min(columns, len(first)))
+    pictures.save_png(args.out / GRID, grid)
+    ranks = None if scores is None else np.argsort(best(scores, args.num, args.num), axis=None) % args.num + 1
+    lines, chosen = [], set(kept.flat)
+    for i, file in enumerate(files):
+        record = {"file": file if i in chosen else None, "prompt": i // args.num, "seed": args.seed + i}
+        if ranks is not None:
+            record |= {"rank": int(ranks[i]), args.rerank: float(scores[i])}
+        lines.append(json.dumps(record | {"log_prob": round(float(drawn.log_probs[i].sum()), 4), "ids": drawn.ids[i].tolist()}))
+    made = {"vimlab": vimlab.__version__, **{p: importlib.metadata.version(p) for p in runs.PACKAGES}, "batch": args.batch,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "command": " ".join(["vimlab", *sys.argv[1:]])}
+    head = json.dumps({"request": request, "made": made, "calls": drawn.calls}, indent=1)
+    text = head.removesuffix("\n}") + ',\n "images": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+    pictures.write_whole(args.out / RECORD, text.encode())
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what is wrong whatever the model."""
+    rules = [
+        ("num", args.num >= 1, "at least 1"),
+        ("batch", args.batch >= 1, "at least 1"),
+        ("seed", args.seed >= 0, "at least 0"),
+        ("temperature", 0 <= args.temperature < math.inf, "at least 0"),
+        ("top_k", args.top_k >= 0, "at least 0, which is all"),
+        ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1, which is all"),
+        ("guidance", 0 <= args.guidance < math.inf, "at least 0"),
+        ("keep", args.keep is None or 1 <= args.keep <= args.num, f"at least 1 and at most --num {args.num}"),
+    ]
+    for name, right, must in rules:
+        if not right:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be {must}")
+    if args.keep and not args.rerank:
+        raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
+    if (args.image is None) != (args.keep_rows is None):
+        raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vimlab sample", description="Draw images from a trained generator. Image number n of prompt number p, "
+                                     "from 0, has the seed SEED + p * NUM + n, and depends on its prompt and its seed, not on what is drawn beside it.")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the generator's run")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the images (WORKDIR/samples)")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest good one if not given")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompt", action="append", help="a text; may be given several times")
+    what.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="texts, one a line, or the column 'Prompt' of a .tsv")
+    what.add_argument("--classes", help="names or numbers of classes, comma-separated")
+    parser.add_argument("--num", type=int, default=4, help="images of each prompt or class (4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image (0)")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time (16); changes no image")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 likelier tokens, at 0 always the likeliest (1)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw among this many likeliest tokens; 0 is all (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share; 1 is all (1)")
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="u + S (c - u) of conditional and unconditional logits; 1 is none (1)")
+    parser.add_argument("--schedule", choices=typing.get_args(Schedule), default="constant", help="how guidance comes to S over the positions (constant)")
+    parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
+    parser.add_argument("--keep-rows", type=int, metavar="R", help="how many of its upper rows of tokens are kept; a row is as many pixels as a patch")
+    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=SCORERS, help="order each prompt's images by this score (likelihood)")
+    parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["sample", *sys.argv[1:]])

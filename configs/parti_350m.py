@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         drop=dict(rate=0.1),
         optim=dict(
             name="adafactor", learning_rate=4.5e-5, warmup="5000 steps", schedule="exponential", decay_start="85000 steps", final=0.025,
-            b1=0.9, b2=0.96, moment="int8", weight_decay=0.045, clip=4.0,
+            b1=0.9, b2=0.96, moment="int8", min_dim=64, weight_decay=0.045, clip=4.0,
         ),
         data=dict(
             train=arg.data, holdout=5000, tokens=arg.tokens or None, crop=dict(name="generator"), eval_crop=dict(name="center"),

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         | dict(condition=dict(name=arg.condition), conv_kernel=None, activation="gelu", use_bias=True, dropout=0.1),
         optim=dict(
             name="adafactor", learning_rate=4.5e-4, warmup="5000 steps", schedule="exponential", decay_start="80000 steps", final=1e-5 / 4.5e-4,
-            b1=0.9, b2=0.96, moment="int8", weight_decay=0.045,
+            b1=0.9, b2=0.96, moment="int8", min_dim=64, weight_decay=0.045,
         ),
         data=dict(
             train=f"{arg.data}#train", eval=f"{arg.data}#validation", tokens=arg.tokens or None, crop=dict(name="tokenizer"),

@@ -71,7 +71,7 @@ def captioned(
     Raises:
       ValueError: no images, or another number of captions, of images beside or of marks.
     """
-    if len({len(images), *(len(x) for x in (captions, beside, marks) if x is not None)}) != 1 or not len(images):
+    if len({len(images), *(len(x) for x in (captions,) if x is not None)}) != 1 or not len(images):
         raise ValueError("a captioned grid needs images, and as many captions, images beside them and marks")
     scale = scale or max(1, round(READABLE / images.shape[2]))
     groups = [images[i : i + 1] if beside is None else np.stack([images[i], beside[i]]) for i in range(len(images))]
@@ -123,7 +123,7 @@ def _wrap(text: str, fits: Callable[[str], bool]) -> list[str]:
             if lines[-1] and not fits(lines[-1] + letter):
                 lines.append("")
             lines[-1] += letter
-    if True:
+    if len(lines) <= CAPTION_LINES:
         return lines
     last = lines[CAPTION_LINES - 1]
     while last and not fits(f"{last}…"):

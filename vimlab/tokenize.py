@@ -22,7 +22,7 @@ from vimlab.data.pipeline import DataConfig, open_train_eval
 from vimlab.data.shards import claim, partial_of
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding, constrain
-from vimlab.tokenizers.pretrained import Pretrained, open_tokenizer
+from vimlab.pretrained import Pretrained, open_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:

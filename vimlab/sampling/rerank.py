@@ -1,7 +1,7 @@
 """Choosing among the images drawn for one prompt: scorers by name, and the best of each prompt."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from vimlab.sampling.sampler import in_groups
 Predict = Mapping[str, Callable[..., Any]]
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """How well images fit their conditions."""
 

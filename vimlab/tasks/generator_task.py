@@ -25,7 +25,7 @@ from vimlab.sampling.decode import decode
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import TOKENIZER, VOCABULARY, GeneratorRun
 from vimlab.tasks.task import Metrics
-from vimlab.tokenizers.pretrained import open_tokenizer
+from vimlab.pretrained import open_tokenizer
 from vimlab.tokens import Tokens
 
 

@@ -1,0 +1,243 @@
+"""`vimlab sample`, the real command on tiny trained models: what it writes, what changes nothing, what it refuses."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import call, compiled_once  # noqa: F401, a fixture
+
+from vimlab import cli, pictures
+from vimlab import sample as command
+from vimlab.config import ConfigError
+from vimlab.data.sources import open_source
+from vimlab.data.transforms import Resize
+from vimlab.pretrained import open_tokenizer
+
+PROMPTS = ("--prompt", "a red circle", "--prompt", "a small blue square above a large red cross")
+SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", "0.95", "--temperature", "0.9")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Workdirs of a tokenizer and of generators told a text and a class, the second without dropping; the data is gone."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def train(name, config, *flags):
+        result = call("train", "--config", config, "--workdir", root / name, "--config.duration=4", "--config.log.tensorboard=false", *flags)
+        assert result.returncode == 0, result.stderr
+        return root / name
+
+    tokenizer = train("tokenizer", "configs/vitvq_shapes.py:smoke")
+    config = f"configs/parti_shapes.py:smoke,tokenizer={tokenizer}"
+    text = train("text", config)
+    classes = train("class", config, "--config.model.condition.name=class", "--config.data.text=none", "--config.drop=none")
+    for workdir in (text, classes):  # Sampling opens no data.
+        path = workdir / "config.json"
+        path.write_text(path.read_text().replace("shapes:t", "nowhere:t"))
+    return {"tokenizer": tokenizer, "text": text, "class": classes}
+
+
+def sample(*args):
+    """The command as a user runs it. Returns its output."""
+    result = call("sample", "--quiet", *args)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def record(out: pathlib.Path) -> dict:
+    return json.loads((out / "samples.json").read_text())
+
+
+def files(out: pathlib.Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in out.glob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def one_by_one(trained, tmp_path_factory):
+    """Six images drawn one at a time: the folder, and what was said."""
+    out = tmp_path_factory.mktemp("samples") / "one"
+    return out, sample("--workdir", trained["text"], "--out", out, *PROMPTS, "--num", 3, "--seed", 7, "--batch", 1, "--rerank", *SHARP)
+
+
+def test_it_writes_images_a_grid_and_how_they_came_about(trained, one_by_one):
+    out, said = one_by_one
+    names = [f"p{p:03d}_s{7 + 3 * p + n:08d}.png" for p in range(2) for n in range(3)]
+    assert sorted(p.name for p in out.iterdir()) == sorted([*names, "grid.png", "samples.json"])
+    assert all(Image.open(out / name).size == (32, 32) for name in names)
+    made, tokenizer = record(out), open_tokenizer(trained["text"] / "tokenizer")
+    request = made["request"]
+    assert request["prompts"] == list(PROMPTS[1::2]) and request["step"] == 4 and request["tokenizer"] == tokenizer.fingerprint
+    assert (request["guidance"], request["top_k"], request["top_p"], request["temperature"]) == (3, 40, 0.95, 0.9)
+    assert [(i["file"], i["prompt"], i["seed"]) for i in made["images"]] == [(n, i // 3, 7 + i) for i, n in enumerate(names)]
+    ids = np.array([i["ids"] for i in made["images"]])
+    assert ids.shape == (6, 64) and ids.min() >= 0 and ids.max() < 64 and len(np.unique(ids, axis=0)) == 6
+    assert all(-64 * np.log(64) * 2 < i["log_prob"] < 0 for i in made["images"])
+    assert made["calls"] == 6 * 64 and f"6 images in {out}" in said and "384 calls of the model" in said
+
+
+def test_the_batch_changes_no_byte(trained, one_by_one, tmp_path):
+    sample("--workdir", trained["text"], "--out", tmp_path, *PROMPTS, "--num", 3, "--seed", 7, "--batch", 8, "--rerank", *SHARP)
+    assert files(tmp_path) == files(one_by_one[0])
+    assert record(tmp_path)["images"] == record(one_by_one[0])["images"] and record(tmp_path)["calls"] == 64
+
+
+def test_the_same_request_may_be_drawn_again_and_devices_change_no_token(trained, one_by_one, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(one_by_one[0], out)
+    (out / "p000_s00000008.png").unlink()
+    assert len(jax.devices()) == 8
+    flags = ["--workdir", trained["text"], "--out", out, *PROMPTS, "--num", 3, "--seed", 7, "--batch", 3, "--rerank", *SHARP]
+    assert cli.main(["sample", *map(str, flags)]) == 0
+    said = capsys.readouterr()
+    assert "6 images in " in said.err and "64 calls of the model" in said.out
+    assert [i["ids"] for i in record(out)["images"]] == [i["ids"] for i in record(one_by_one[0])["images"]]
+    for name in files(one_by_one[0]):
+        mine, theirs = (np.asarray(Image.open(folder / name)).astype(int) for folder in (out, one_by_one[0]))
+        assert np.abs(mine - theirs).max() <= 1
+
+
+def test_the_seed_of_an_image_draws_it_again_alone_and_the_best_are_kept(trained, one_by_one, tmp_path):
+    whole = record(one_by_one[0])["images"]
+    for first in (0, 3):
+        scores = [i["likelihood"] for i in whole[first : first + 3]]
+        assert [i["rank"] for i in whole[first : first + 3]] == [1 + sorted(scores, reverse=True).index(s) for s in scores]
+    said = sample("--workdir", trained["text"], "--out", tmp_path, *PROMPTS[2:], "--num", 3, "--seed", 10, "--rerank", "--keep", 1, *SHARP)
+    winner = max(whole[3:], key=lambda i: i["likelihood"])
+    name = f"p000_s{winner['seed']:08d}.png"
+    assert set(files(tmp_path)) == {name, "grid.png"}
+    assert files(tmp_path)[name] == files(one_by_one[0])[winner["file"]]
+    again = record(tmp_path)["images"]
+    assert [i["likelihood"] for i in again] == [i["likelihood"] for i in whole[3:]]
+    assert [i["file"] for i in again] == [name if i["rank"] == 1 else None for i in again]
+    assert "1 images in" in said and "the best 1 of each 3 by likelihood" in said and "3 drawn" in said
+
+
+def test_the_upper_rows_of_an_image_are_kept_token_by_token(trained, tmp_path):
+    image = open_source("shapes:test?size=40&count=1")[0]["image"]
+    pictures.save_png(tmp_path / "image.png", image)
+    said = sample("--workdir", trained["text"], "--out", tmp_path / "out", *PROMPTS, "--num", 2, "--batch", 3,
+                  "--image", tmp_path / "image.png", "--keep-rows", 3)
+    assert "the upper 12 of 32 pixels (3 of 8 rows of tokens)" in said
+    made = record(tmp_path / "out")
+    ids = np.array([i["ids"] for i in made["images"]])
+    tokenizer = open_tokenizer(trained["text"] / "tokenizer")
+    pixels = Resize()(image, 32)[None].astype(np.float32) / 255
+    own = jax.jit(lambda x: tokenizer.config.make().apply({"params": tokenizer.params}, x, method="encode").ids)(pixels)[0, :, 0]
+    np.testing.assert_array_equal(ids[:, :24], np.broadcast_to(own[:24], (4, 24)))
+    assert len(np.unique(ids[:, 24:], axis=0)) == 4
+    assert made["calls"] == 2 * (1 + 40)  # A parallel pass over what is given, then position by position.
+
+
+def test_classes_by_name_or_number(trained, tmp_path):
+    workdir = ("--workdir", trained["class"], "--num", 2)
+    sample(*workdir, "--out", tmp_path / "a", "--classes", "red square, purple cross")
+    sample(*workdir, "--out", tmp_path / "b", "--classes", "1,34")
+    a, b = record(tmp_path / "a"), record(tmp_path / "b")
+    assert a["request"] == b["request"] and a["request"]["prompts"] == ["red square", "purple cross"]
+    assert files(tmp_path / "a") == files(tmp_path / "b") and len(files(tmp_path / "a")) == 5
+
+
+def refused(capsys, *args) -> str:
+    """The one sentence of a refusal by the command in this process."""
+    capsys.readouterr()
+    assert cli.main(["sample", "--quiet", *map(str, args)]) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("vimlab: error: ")]
+    assert out == "" and "Traceback" not in err
+    return line.removeprefix("vimlab: error: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--num", 0], "--num is 0, but must be at least 1"),
+        (["--batch", 0], "--batch is 0, but must be at least 1"),
+        (["--seed", -1], "--seed is -1, but must be at least 0"),
+        (["--temperature", "nan"], "--temperature is nan, but must be at least 0"),
+        (["--top-k", -1], "--top-k is -1, but must be at least 0"),
+        (["--top-p", 0], "--top-p is 0.0, but must be above 0 and at most 1"),
+        (["--guidance", "inf"], "--guidance is inf, but must be at least 0"),
+        (["--keep", 5, "--rerank"], "--keep is 5, but must be at least 1 and at most --num 4"),
+        (["--keep", 1], "--keep is given, but nothing to choose by; add --rerank"),
+        (["--keep-rows", 1], "--image and --keep-rows belong together"),
+        (["--prompts", "no.txt"], "--prompts no.txt does not exist"),
+        (["--image", "no.png", "--keep-rows", 1], "--image no.png does not exist"),
+        (["--image", __file__, "--keep-rows", 1], "cannot be decoded"),
+        ([], "holds no config.json, so it is not the workdir of a run"),
+    ],
+)
+def test_mistakes_that_need_no_model_to_be_seen(capsys, tmp_path, flags, sentence):
+    assert sentence in refused(capsys, "--workdir", tmp_path, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_that_the_model_shows_are_found_before_its_weights_are_read(capsys, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.Trained, "predict", property(lambda self: pytest.fail("the weights were read")))
+    text, classes, out = ("--workdir", trained["text"]), ("--workdir", trained["class"]), ("--out", tmp_path / "out")
+    image = tmp_path / "image.png"
+    pictures.save_png(image, np.zeros((32, 32, 3), np.uint8))
+    for flags, sentence in [
+        ([*text, *out], "takes a text, but was given nothing; give --prompt or --prompts"),
+        ([*text, *out, "--classes", "red circle"], "takes a text, but was given a class; give --prompt or --prompts"),
+        ([*classes, *out, *PROMPTS], "takes a class, but was given a text; give --classes"),
+        ([*classes, *out, "--classes", "red circel"], "there is no class 'red circel'; did you mean 'red circle'? (there are 35, "),
+        ([*classes, *out, "--classes", "35"], "there is no class '35' (there are 35, 'red circle' to 'purple cross', or by number 0 to 34)"),
+        ([*classes, *out, "--classes", "1", "--guidance", 2], "--guidance is 2, but"),
+        ([*text, *out, "--prompt", "x" * 70], "has 70 tokens, but at most 63 fit; shorten it"),
+        ([*text, *out, *PROMPTS, "--seed", 2**32 - 7], "the seeds of 8 images must stay below 2^32"),
+        ([*text, *out, *PROMPTS, "--image", image, "--keep-rows", 8], "--keep-rows is 8, but of the 8 rows of tokens at least 1 and at most 7"),
+        ([*text, *out, *PROMPTS, "--step", 3], "has no checkpoint of step 3; it has [4]"),
+        ([*text, "--out", image, *PROMPTS], "image.png is not a folder; choose another"),
+        (["--workdir", trained["tokenizer"], *out], "is the workdir of a tokenizer, which draws no images; give that of a generator"),
+    ]:
+        assert sentence in refused(capsys, *flags)
+    new = tmp_path / "new"
+    shutil.copytree(trained["text"], new, ignore=shutil.ignore_patterns("checkpoints"))
+    assert "holds no finished checkpoint yet" in refused(capsys, "--workdir", new, *out, *PROMPTS)
+    assert not out[1].exists()
+
+
+def test_another_tokenizer_than_the_one_trained_with_is_refused(capsys, trained, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(trained["text"], workdir)
+    config = json.loads((workdir / "tokenizer/config.json").read_text())
+    config["config"]["model"]["quantizer"]["layer_norm"] = False
+    (workdir / "tokenizer/config.json").write_text(json.dumps(config))
+    assert "was trained with another tokenizer (fingerprint " in refused(capsys, "--workdir", workdir, *PROMPTS)
+
+
+def test_a_folder_keeps_the_samples_of_one_request(capsys, trained, one_by_one, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(one_by_one[0], out)
+    flags = ["--workdir", trained["text"], "--out", out, *PROMPTS, "--num", 3, "--seed", 7, "--rerank", *SHARP]
+    before = files(out)
+    assert "out holds the samples of another request (seed 7, not 8); choose another, or remove it" in refused(capsys, *flags, "--seed", 8)
+    assert "(prompts ['a red circle', 'a" in refused(capsys, *flags, "--prompt", "one more")
+    (out / "samples.json").unlink()
+    assert "p000_s00000007.png, but no samples.json that says where it is from" in refused(capsys, *flags)
+    (out / "samples.json").write_text("[]")
+    assert "samples.json is not this command's" in refused(capsys, *flags)
+    assert files(out) == before
+
+
+def test_prompts_are_read_from_lines_and_from_a_column(tmp_path):
+    def read(name, text, encoding="utf-8"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        return command.read_prompts(tmp_path / name)
+
+    assert read("a.txt", "a red circle\n\n  a blue square \r\n") == ["a red circle", "a blue square"]
+    assert read("b.tsv", '\ufeffNote\tPrompt\nx\t"G" painted\ny\n\t\nz\tcafé\n') == ['"G" painted', "café"]
+    for name, text, sentence in [("c.tsv", "prompt\na", "has no column 'Prompt', but 'prompt'"), ("d.txt", "\n \n", "holds no prompt")]:
+        with pytest.raises(ConfigError, match=sentence):
+            read(name, text)
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read("e.txt", "café", "latin-1")
+
+
+def test_parti_prompts_are_read_whole(shared_data):
+    prompts = command.read_prompts(shared_data / "parti_prompts/PartiPrompts.tsv")
+    assert len(prompts) == 1632 and prompts[0] == "bond" and any(p.startswith('"G I G G L E" painted') for p in prompts)

@@ -3,6 +3,7 @@
 paper:    after "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation", section 2, at a size of our own
 command:  vimlab train --config configs/vitvq_emoji.py --workdir runs/vitvq_emoji, then
           vimlab train --config configs/parti_emoji.py:tokenizer=runs/vitvq_emoji --workdir DIR
+          (:data=PATH trains on your own captioned pictures: any folder, tar or data set that `vimlab data check` reads)
 hardware: 2 CPU cores
 hours:    0.1, the second stage
 expected: not measured yet
@@ -16,7 +17,12 @@ from vimlab.config import parse_arg
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tokenizer="runs/vitvq_emoji", tokens="", smoke=False)
+    arg = parse_arg(arg, tokenizer="runs/vitvq_emoji", tokens="", data="emoji", holdout=0, smoke=False)
+    # Glyphs are square already; pictures of any shape are cut, not squeezed.
+    crops = dict(crop=dict(name="resize"), eval_crop=dict(name="resize"))
+    if arg.data != "emoji":
+        crops = dict(crop=dict(name="generator"), eval_crop=dict(name="center"))
+    splits = dict(train=arg.data, eval=None, holdout=arg.holdout) if arg.holdout else dict(train=f"{arg.data}#train", eval=f"{arg.data}#test")
     config = dict(
         task="generator",
         seed=0,
@@ -29,10 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
         drop=dict(rate=0.1),
         optim=dict(name="adamw", learning_rate=2e-3, warmup="50 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.045, clip=1.0),
-        data=dict(
-            train="emoji:train", eval="emoji:test", crop=dict(name="resize"), eval_crop=dict(name="resize"),
-            tokens=arg.tokens or None, text=dict(name="bytes", length=64),
-        ),
+        data=crops | splits | dict(tokens=arg.tokens or None, text=dict(name="bytes", length=64)),
         log=dict(every="50 steps"),
         checkpoint=dict(every="350 steps"),
         evals=dict(likelihood=dict(every="350 steps")),

@@ -33,17 +33,18 @@ def shrink(config: GeneratorConfig) -> GeneratorConfig:
     text = isinstance(config.condition, TextCondition)
     return dataclasses.replace(
         config, depth=3, width=32, heads=4, mlp=64, dropout=0.0, condition=TextCondition(depth=2) if text else config.condition,
-        conv_kernel=5 if config.conv_kernel else None, dense_layers=tuple({min(n, 2) for n in config.dense_layers}), loss_chunk=24, unroll=1,
+        conv_kernel=5 if config.conv_kernel else None, dense_layers=tuple({min(n, 2) for n in config.dense_layers}), loss_chunk=24,
+        remat="dots", unroll=1,
     )  # fmt: skip
 
 
 def kinds() -> dict[str, GeneratorConfig]:
-    """Generators that differ after shrinking, by the files' names; and one with both kinds of layers, one told nothing."""
+    """Those that differ after shrinking, by the first file's name and the number of the others; and kinds of our own."""
     names = {}
     for name, config in shipped().items():
         names.setdefault(shrink(config), []).append(name)
     ours = dict(depth=3, width=32, heads=4, mlp=64, dropout=0.0, conv_kernel=5, loss_chunk=24)
-    return {"+".join(n): config for config, n in names.items()} | {
+    return {n[0] + (f"+{len(n) - 1}" if n[1:] else ""): config for config, n in names.items()} | {
         "mixed": GeneratorConfig(**ours, condition=TextCondition(depth=2), dense_layers=(1,), activation="relu", use_bias=False),
         "conv": GeneratorConfig(**ours, condition=ClassCondition()),
         "none": GeneratorConfig(**ours | dict(conv_kernel=None), condition=NoCondition()),

@@ -12,8 +12,10 @@ import pytest
 from vimlab import config as configs
 from vimlab import run as runs
 from vimlab.config import ConfigError
+from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tokenizers.discriminator import Discriminator
 from vimlab.tokenizers.sizes import PAIRS
+from vimlab.tokens import TokenSpec
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 IMAGENET = next(f for f in FILES if f.stem == "vitvq_small_imagenet256")
@@ -34,7 +36,7 @@ def numbers(text: str) -> list[int]:
 
 
 def field(file: pathlib.Path, name: str) -> str:
-    (value,) = re.findall(rf"^{name}:\s*(.+)$", doc(file), re.MULTILINE)
+    (value,) = re.findall(rf"^{name}:\s*(.+(?:\n {{10}}.+)*)$", doc(file), re.MULTILINE)
     return value
 
 
@@ -59,7 +61,9 @@ def test_each_resolves_and_survives_json(spec):
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_smoke_is_small(file):
     config = resolve(f"{file}:smoke")
-    assert config.model.param_count() < 1_000_000 and config.model.image_size <= 32
+    generator = isinstance(config, GeneratorRun)
+    assert (config.model.core_params() if generator else config.model.param_count()) < 1_000_000
+    assert generator or config.model.image_size <= 32
     assert config.duration.steps(config.batch_size, 1500) <= 50
     assert config.data.train.startswith(("emoji", "shapes")), "a smoke run needs no data of the user's"
 
@@ -76,10 +80,14 @@ def test_docstrings_say_what_a_reader_needs(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_parameter_counts_in_docstrings_are_true(file):
+    config = resolve(str(file))
+    if isinstance(config, GeneratorRun):
+        assert field(file, "params").endswith("without embeddings and softmax")
+        assert numbers(field(file, "params")) == [config.model.core_params()]
+        return
     tokenizer, _, discriminator = field(file, "params").partition("discriminator")
     variants = [f"{file}:pair={pair}" for pair in PAIRS] if "pair" in doc(file) else [str(file)]
     assert numbers(tokenizer) == [resolve(v).model.param_count() for v in variants]
-    config = resolve(str(file))
     assert numbers(discriminator) == ([discriminator_params(config)] if config.loss.adversarial else [])
 
 
@@ -120,3 +128,50 @@ def test_own_pictures_are_cut_and_emoji_are_not():
 def test_cifar_is_of_the_size_that_it_says():
     model = resolve(str(CIFAR)).model
     assert (model.image_size, model.patch, model.spec.length, model.spec.codes) == (32, 4, 64, 1024)
+
+
+# ---- generators ----
+
+
+def config_of(stem: str):
+    return resolve(str(CIFAR.with_name(f"{stem}.py")))
+
+
+@pytest.mark.parametrize(
+    "stem, size, steps",
+    [
+        ("vim_base_imagenet256", (24, 1536, 16, 6144), (4_999, 80_000, 450_000)),  # Table 2 of the ViT-VQGAN paper.
+        ("vim_large_imagenet256", (36, 2048, 32, 8192), (4_999, 80_000, 450_000)),
+        ("parti_350m", (12, 1024, 16, 4096), (4_999, 85_000, 450_000)),  # Table 1 of the Parti paper.
+        ("parti_750m", (36, 1024, 16, 4096), (4_999, 85_000, 450_000)),
+        ("parti_3b", (36, 2048, 32, 8192), (4_999, 85_000, 450_000)),
+        ("parti_20b", (64, 4096, 64, 16384), (4_999, 85_000, 450_000)),
+    ],
+)
+def test_generators_are_the_papers_recipes(stem, size, steps):
+    """Section 4.2 of the ViT-VQGAN paper, section 4.1 of Parti's."""
+    config, vim = config_of(stem), stem.startswith("vim")
+    model, optim = config.model, config.optim
+    assert (model.depth, model.width, model.heads, model.mlp, model.dropout) == (*size, 0.1)
+    rates = (4.5e-4, 4.5e-4, 1e-5) if vim else (4.5e-5, 4.5e-5, 0.025 * 4.5e-5)
+    assert [float(optim.rate(450_000, lambda d: d.steps(1))(s)) for s in steps] == pytest.approx(rates, rel=1e-3)
+    assert (optim.NAME, optim.b1, optim.b2, optim.moment) == ("adafactor", 0.9, 0.96, "int8")
+    assert config.batch_size == (1024 if vim else 8192) and str(config.duration) == "450000 steps"
+    assert model.condition.NAME == ("class" if vim else "text") and model.conv_kernel == (None if vim else 11)
+    if not vim:
+        assert (optim.weight_decay, optim.clip) == (0.045, 4.0) and config.data.text.length == 128
+        assert model.condition.depth == (16 if stem == "parti_20b" else 12) and (model.activation, model.use_bias) == ("relu", False)
+        assert config.data.crop.NAME == "generator", "no mirrored writing"
+
+
+@pytest.mark.parametrize("stem, millions", [("parti_350m", 352), ("parti_750m", 755), ("parti_3b", 3020), ("parti_20b", 20402)])
+def test_parti_is_of_the_size_that_its_name_says(stem, millions):
+    """Counted from shapes: all parameters less tables and softmax."""
+    model = config_of(stem).model.make(TokenSpec((32, 32), 8192), vocabulary=16_000, text_length=128, platform="cpu")
+    ids, text = jax.ShapeDtypeStruct((1, 1024), "int32"), jax.ShapeDtypeStruct((1, 128), "int32")
+    params = jax.eval_shape(model.init, jax.random.key(0), ids, text)["params"]
+    tables = {name: params.pop(name) for name in ("tokens", "rows", "columns", "head")}
+    assert count(tables["tokens"]) == count(tables["head"]) == 8192 * model.width
+    for name in ("table", "positions", "start"):
+        params["conditioner"].pop(name)
+    assert count(params) == config_of(stem).model.core_params() and count(params) // 1_000_000 == millions

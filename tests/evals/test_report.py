@@ -234,6 +234,79 @@ def test_a_log_alone_is_enough(tmp_path):
     assert tmp_path.name in parsed.headings
 
 
+def write_generator(folder: pathlib.Path, curve: list[dict[str, float]]) -> None:
+    """What a generator's run leaves: two curves, pictures of three steps, and results of the last."""
+    rows = [{"step": s, "train/loss": 5 / s + 1, "train/bits_per_token": (5 / s + 1) / np.log(2)} for s in range(1, 200)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "pictures").mkdir()
+    for name in ("alignment", "samples", "reconstruction"):
+        for step, level in ((100, 10), (150, 15), (200, 20)):
+            Image.new("RGB", (40, 30), (level,) * 3).save(folder / "pictures" / f"{name}_{step:08d}.png")
+    (folder / "evals").mkdir()
+    protocol = {"count": 40, "split": "shapes:test", "step": 200}
+    likelihood = {"bits_per_token": 2.34567, "unigram_bits": 5.125, "margin_bits": 2.77933, "bits_per_dim": 0.0489, "nats_per_token": 1.6259}
+    alignment = {"seen": 0.875, "held_out": 0.625, "seen_ceiling": 0.99, "seen_control": 0.0125, "colour_right": 0.96, "seen_at_1": 0.455}
+    arrays = {"curve": curve, "ceiling": {"seen": 0.99, "held_out": 0.98, "colour_right": 0.97}, "failed": []}
+    for name, metrics, more in (("likelihood", likelihood, {}), ("alignment", alignment, arrays)):
+        record = {"protocol": protocol, "metrics": metrics, "arrays": more}
+        (folder / "evals" / f"{name}_00000200.json").write_text(json.dumps(record))
+
+
+CURVE = [
+    {"guidance": scale, "seen": seen, "held_out": 0.5, "seen_control": 0.0, "colour_right": 0.9}
+    for scale, seen in ((1.0, 0.25), (2.0, 0.75), (4.0, 0.5))
+]
+
+
+def test_what_a_generator_drew_comes_first(tmp_path):
+    write_generator(tmp_path, CURVE)
+    parsed = read_page(tmp_path)
+    order = [h for h in parsed.headings if h in ("Samples", "Final figures", "Pictures", "Curves")]
+    assert order == ["Samples", "Final figures", "Pictures", "Curves"]
+    levels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))))[0, 0, 0] for link in parsed.images]
+    assert levels == [20, 10, 15] * 3, "of samples, of alignment, and of the rest: the newest, the first, the middle one"
+    texts = ["What the model draws", "Drawn from the caption alone", "Held-out images; under each strip"]
+    assert (places := [parsed.text.index(t) for t in texts]) == sorted(places)
+
+
+def test_a_generators_figures_have_names_and_units(tmp_path):
+    write_generator(tmp_path, CURVE)
+    text = re.sub(r"\s+", " ", read_page(tmp_path).text)
+    for line in (
+        "Bits per token 2.346 bits", "to be beaten 5.125 bits", "Captions shown in full 87.5%", "Held-out captions shown in full 62.5%",
+        "Captions shown in full, guidance 1 45.5%", "Captions shown by pictures of other captions 1.25%", "Colours right 96%",
+        "Held-out captions shown 62.5%", "Unigram entropy 5.125 bits",
+    ):  # fmt: skip
+        assert line in text, line
+
+
+def test_bits_per_token_share_a_plot_with_what_is_to_be_beaten(tmp_path):
+    write_generator(tmp_path, CURVE)
+    raw = write_report(tmp_path).read_text()
+    (plot,) = re.findall(r"<figure><h3>Bits per token</h3>.*?</figure>", raw)
+    legend = re.sub(r"<[^>]*>", " ", plot.split("<svg")[0]).split()
+    assert " ".join(legend) == "Bits per token train bits per token 1.479 eval bits per token 2.346 eval unigram bits 5.125"
+
+
+def test_the_curve_over_guidance(tmp_path):
+    """Shares over the scale, from 0 to the largest; ceilings are level, and one scale alone is no curve."""
+    write_generator(tmp_path, CURVE)
+    raw = write_report(tmp_path).read_text()
+    (plot,) = re.findall(r"<figure><h3>Captions shown in full, by guidance</h3>.*?</figure>", raw)
+    legend = re.sub(r"<[^>]*>", " ", plot.split("<svg")[0].split("</h3>")[1]).split()
+    assert " ".join(legend) == "seen 50% held out 50% seen ceiling 99% held out ceiling 98% seen control 0%"
+    lines = [[tuple(map(float, p.split(","))) for p in points.split()] for points in re.findall(r'class="line c\d" points="([^"]+)"', plot)]
+    x, y = np.array(lines[0]).T
+    wide = svg.LARGE.right - svg.LARGE.left
+    np.testing.assert_allclose(x, svg.LARGE.left + np.array([0.25, 0.5, 1]) * wide, atol=0.11)
+    assert y[1] < y[2] < y[0] and len({height for _, height in lines[2]}) == 1 and len(lines) == 5
+    assert "<h3>Statements shown, by guidance</h3>" in raw
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    write_generator(alone, CURVE[:1])
+    assert "by guidance" not in write_report(alone).read_text()
+
+
 @pytest.mark.parametrize("missing", ["config.json", "run.json", "metrics.jsonl", "evals", "pictures"])
 def test_any_part_may_be_missing(tmp_path, emoji, missing):
     write_run(tmp_path, emoji)

@@ -99,7 +99,8 @@ def layer_masks(config, spec=SPEC):
         for dy in range(half + 1):
             for dx in range(-half, half + 1):
                 j = i - dy * columns + dx
-                conv[i, j] |= 0 < j <= i if j >= 0 else False
+                if 0 < j <= i:
+                    conv[i, j] = True
     return np.stack([dense if layer in config.dense_layers else conv for layer in range(config.depth)])
 
 
@@ -297,7 +298,10 @@ def count(tree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def abstract(config, spec=TokenSpec((32, 32), 8192), vocabulary=16000, text_length=128, classes=1000):
+IMAGENET = TokenSpec((32, 32), 8192)
+
+
+def abstract(config, spec=IMAGENET, vocabulary=16000, text_length=128, classes=1000):
     model = config.make(spec, classes=classes, vocabulary=vocabulary, text_length=text_length, platform="cpu")
     text = isinstance(config.condition, TextCondition)
     condition = jax.ShapeDtypeStruct((1, text_length) if text else (1,), jnp.int32)

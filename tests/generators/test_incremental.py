@@ -1,6 +1,5 @@
 """One position at a time is the parallel pass, for every shipped kind: from empty caches, after a prefill, rolling or not."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from small_generators import SPEC, TEXT, conditions, kinds, make, nulls, parallel, quick, random_params, some_ids
 
-from vimlab.generators.conditioners import Condition
 from vimlab.generators.incremental import Incremental, Place
 from vimlab.generators.layouts import Raster
 from vimlab.nn.attention import KeyValues
@@ -95,20 +93,16 @@ def test_a_rolling_cache_is_the_whole_one(kind):
     rolling, whole = runner(kind), runner(kind, False)
     for start, filled in ((0, False), (5, True), (33, True)):
         np.testing.assert_allclose(rolling(start, filled), whole(start, filled), atol=1e-5)
-    sizes = lambda rolling: [c.k.shape[2] for c in jax.eval_shape(lambda: caches_of(config, model, params, rolling))]
+    condition = model.apply({"params": params}, conditions(config, 1), method="condition")
+    sizes = lambda rolling: [c.k.shape[2] for c in Incremental(model, params, [condition], 1, rolling).caches()]
     small = 1 + 2 * 8 + 2 + 1  # The prefix; two rows and two columns back, and itself.
     assert sizes(False) == [LENGTH] * 3
     assert sizes(True) == [LENGTH if n in config.dense_layers else small for n in range(3)]
 
 
-def caches_of(config, model, params, rolling):
-    condition = model.apply({"params": params}, conditions(config, 1), method="condition")
-    return Incremental(model, params, [condition], 1, rolling).caches()
-
-
 @pytest.mark.parametrize("kind", [k for k, c in KINDS.items() if guided(c)])
 def test_guidance_by_1_is_the_conditional_pass_and_by_0_the_null_one(kind):
-    conditional, null = runner(kind)(0, False).swapaxes(0, 1)
+    conditional, null = jnp.asarray(runner(kind)(0, False)).swapaxes(0, 1)
     np.testing.assert_array_equal(guide(conditional, null, jnp.float32(1)), conditional)
     np.testing.assert_allclose(guide(conditional, null, jnp.float32(0)), expected(kind)[:, 1], atol=1e-4)
     np.testing.assert_allclose(guide(conditional, null, jnp.float32(0)), null, atol=1e-5)
@@ -178,7 +172,3 @@ def test_no_cache_rolls_that_would_not_be_smaller():
     assert not Place.of(whole.dense()).rolling and Place.of(whole.dense()).size == 16
     assert not Place.of(Mask(tuple(range(9)), (False,) * 9, (0, 7), prefix=1)).rolling
     assert Place.of(whole.conv(3)).size == 1 + 6
-
-
-def test_conditions_are_named_in_words():
-    assert [f.name for f in dataclasses.fields(Condition)] == ["prefix", "memory", "lengths"]

@@ -376,19 +376,19 @@ def test_one_picture_is_learned_by_heart():
         return jax.lax.scan(lambda state, _: (task.train_step(state, {}, data, ROOT)[0], None), state, length=400)[0]
 
     state = train(fresh(task))
-    found = task.predict_fns()["reconstruct"](state, data["image"] / 255)
+    found = task.predict_fns()["reconstruct"](state, {}, data["image"] / 255)
     psnr = -10 * np.log10(np.square(np.asarray(found) - picture / 255).mean())
     assert psnr > 35, psnr
 
 
 def test_what_evaluators_may_ask(task, initial):
     fns, images = task.predict_fns(), batch(0)["image"] / 255
-    ids, pictures = jax.jit(fns["encode"])(initial, images).ids, jax.jit(fns["reconstruct"])(initial, images)
+    ids, pictures = jax.jit(fns["encode"])(initial, {}, images).ids, jax.jit(fns["reconstruct"])(initial, {}, images)
     assert ids.shape == (BATCH, 16, 1) and pictures.shape == images.shape
     assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
     # They look at the average where there is one.
     other = initial.replace(params=jax.tree.map(lambda p: p * 0, initial.params))
-    np.testing.assert_array_equal(jax.jit(fns["encode"])(other, images).ids, ids)
+    np.testing.assert_array_equal(jax.jit(fns["encode"])(other, {}, images).ids, ids)
 
 
 def test_rates_and_flops(task):

@@ -100,7 +100,7 @@ class Train:
 
     def first(self, phase: str) -> Arrays:
         images = self.batch["image"] / np.float32(255)
-        outputs = {"reconstructions": jax.jit(self.task.predict_fns()["reconstruct"])(self.initial, images)}
+        outputs = {"reconstructions": jax.jit(self.task.predict_fns()["reconstruct"])(self.initial, self.frozen, images)}
         self.state = jax.tree.map(jnp.copy, self.initial)
         metrics = self._step(phase)
         outputs["loss"] = metrics["loss"][0] / metrics["loss"][1]

@@ -109,7 +109,8 @@ def decode(
 def draw(scores: jax.Array, keys: jax.Array, settings: Knobs) -> tuple[jax.Array, jax.Array]:
     """One token for each row: ids i32[B] and their log-probabilities f32[B], from logits f32[B,K] and B keys."""
     cold = settings.temperature <= 0
-    scores = scores / jnp.where(cold, 1, settings.temperature)
+    # Before the division, so that at the lowest temperatures the likeliest is 0 and not infinite.
+    scores = (scores - scores.max(-1, keepdims=True)) / jnp.where(cold, 1, settings.temperature)
 
     def cut(scores):
         return filters.top_p(filters.top_k(scores, settings.top_k), settings.top_p)

@@ -25,16 +25,16 @@ def top_p(logits: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """u32 in the order of the f32 numbers x."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    """u32 in the order of the f32 numbers x, the two zeros equal."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, jnp.float32(0), x), jnp.uint32)
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _largest(enough: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
-    """The largest u32[...,1] threshold that still lets enough pass."""
+    """The largest u32[...,1] threshold that still lets enough pass, and the largest key."""
 
     def narrow(bit, threshold):
         higher = threshold | jnp.uint32(1) << (31 - bit).astype(jnp.uint32)
         return jnp.where(enough(higher), higher, threshold)
 
-    return jax.lax.fori_loop(0, 32, narrow, jnp.zeros_like(keys[..., :1]))
+    return jnp.minimum(jax.lax.fori_loop(0, 32, narrow, jnp.zeros_like(keys[..., :1])), keys.max(-1, keepdims=True))

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -61,6 +61,7 @@ class RunConfig:
         return self
 
 
+@runtime_checkable
 class Task(Protocol):
     """What one training step does: pure functions over an explicit state, all of them to be traced by `jax.jit`.
 

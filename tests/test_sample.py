@@ -26,7 +26,7 @@ SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Workdirs of generators told a text and a class, the second without dropping; their data and their tokenizer are gone."""
+    """Workdirs of generators told a text, a class and nothing, the latter without dropping; their data and their tokenizer are gone."""
     root = tmp_path_factory.mktemp("trained")
     tokenizer = fresh_tokenizer(root / "tokenizer")
 
@@ -39,9 +39,10 @@ def trained(tmp_path_factory):
         return root / name
 
     text = train("text")
-    classes = train("class", "--config.model.condition.name=class", "--config.data.text=none", "--config.drop=none")
+    plain = ("--config.data.text=none", "--config.drop=none")
+    others = {name: train(name, f"--config.model.condition.name={name}", *plain) for name in ("class", "none")}
     shutil.rmtree(tokenizer)
-    return {"text": text, "class": classes}
+    return {"text": text} | others
 
 
 def sample(*args):
@@ -85,7 +86,10 @@ def test_it_writes_images_a_grid_and_how_they_came_about(trained, one_by_one):
 def test_the_batch_changes_no_byte(trained, one_by_one, tmp_path):
     sample("--workdir", trained["text"], "--out", tmp_path, *PROMPTS, "--num", 3, "--seed", 7, "--batch", 8, "--rerank", *SHARP)
     assert files(tmp_path) == files(one_by_one[0])
-    assert record(tmp_path)["images"] == record(one_by_one[0])["images"] and record(tmp_path)["calls"] == 64
+    assert len(set(files(tmp_path).values())) == 7 and record(tmp_path)["calls"] == 64
+    for mine, theirs in zip(record(tmp_path)["images"], record(one_by_one[0])["images"], strict=True):
+        assert mine.pop("log_prob") == pytest.approx(theirs.pop("log_prob"), abs=1e-2)  # The batch shows in the last bits of logits.
+        assert mine == theirs
 
 
 def test_the_same_request_may_be_drawn_again_and_devices_change_no_token(trained, one_by_one, tmp_path, capsys):
@@ -145,6 +149,12 @@ def test_classes_by_name_or_number(trained, tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b") and len(files(tmp_path / "a")) == 5
 
 
+def test_a_model_that_is_told_nothing(trained, tmp_path):
+    sample("--workdir", trained["none"], "--num", 2, "--temperature", 0.5)
+    made = record(trained["none"] / "samples")  # Where they go unless told otherwise.
+    assert [i["file"] for i in made["images"]] == ["p000_s00000000.png", "p000_s00000001.png"] and made["request"]["prompts"] == [""]
+
+
 def refused(capsys, *args) -> str:
     """The one sentence of a refusal by the command in this process."""
     capsys.readouterr()
@@ -189,6 +199,7 @@ def test_mistakes_that_the_model_shows_are_found_before_its_weights_are_read(cap
     for flags, sentence in [
         ([*text, *out], "takes a text, but was given nothing; give --prompt or --prompts"),
         ([*text, *out, "--classes", "red circle"], "takes a text, but was given a class; give --prompt or --prompts"),
+        (["--workdir", trained["none"], *out, *PROMPTS], "takes nothing, but was given a text; leave out --prompt, --prompts and --classes"),
         ([*classes, *out, *PROMPTS], "takes a class, but was given a text; give --classes"),
         ([*classes, *out, "--classes", "red circel"], "there is no class 'red circel'; did you mean 'red circle'? (there are 35, "),
         ([*classes, *out, "--classes", "35"], "there is no class '35' (there are 35, 'red circle' to 'purple cross', or by number 0 to 34)"),

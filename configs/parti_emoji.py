@@ -26,19 +26,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = dict(
         task="generator",
         seed=0,
-        duration="700 steps",
+        duration="600 steps",
         batch_size=64,
         tokenizer=arg.tokenizer,
         model=dict(
             depth=4, width=128, heads=4, mlp=512, condition=dict(name="text", depth=2), conv_kernel=11,
-            activation="relu", use_bias=False, dropout=0.1, remat="full",
+            activation="relu", use_bias=False, dropout=0.0, remat="full",
         ),
         drop=dict(rate=0.1),
         optim=dict(name="adamw", learning_rate=2e-3, warmup="50 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.045, clip=1.0),
         data=crops | splits | dict(tokens=arg.tokens or None, text=dict(name="bytes", length=64)),
         log=dict(every="50 steps"),
-        checkpoint=dict(every="350 steps"),
-        evals=dict(likelihood=dict(every="350 steps")),
+        checkpoint=dict(every="300 steps"),
+        evals=dict(likelihood=dict(every="300 steps")),
     )  # fmt: skip
     if arg.smoke:
         config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))

@@ -2,8 +2,10 @@
 
 paper:    after "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation", section 2, at a size of our own
 command:  vimlab train --config configs/vitvq_shapes.py --workdir runs/vitvq_shapes, then
+          vimlab data vocab shapes:train runs/shapes.model --size 400, then
           vimlab tokenize --config configs/parti_shapes.py --out runs/shapes_tokens, then
           vimlab train --config configs/parti_shapes.py:tokens=runs/shapes_tokens --workdir DIR
+          (the vocabulary needs the extra `text`; --config.data.text.name=bytes --config.data.text.length=64 does without)
 hardware: 2 CPU cores
 hours:    0.75, both stages
 expected: not measured yet
@@ -17,11 +19,11 @@ from vimlab.config import parse_arg
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arg = parse_arg(arg, tokenizer="runs/vitvq_shapes", tokens="", smoke=False)
+    arg = parse_arg(arg, tokenizer="runs/vitvq_shapes", vocabulary="runs/shapes.model", tokens="", smoke=False)
     config = dict(
         task="generator",
         seed=0,
-        duration="3000 steps",
+        duration="4000 steps",
         batch_size=64,
         tokenizer=arg.tokenizer,
         model=dict(
@@ -32,15 +34,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optim=dict(name="adamw", learning_rate=2e-3, warmup="100 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.01, clip=1.0),
         data=dict(
             train="shapes:train", eval="shapes:test", crop=dict(name="resize"), eval_crop=dict(name="resize"),
-            tokens=arg.tokens or None, text=dict(name="bytes", length=64),
+            tokens=arg.tokens or None, text=dict(name="sentencepiece", vocabulary=arg.vocabulary, length=16),
         ),
         log=dict(every="50 steps"),
         checkpoint=dict(every="500 steps"),
-        evals=dict(likelihood=dict(every="500 steps"), samples=dict(every="1000 steps", guidance=3.0)),
+        evals=dict(
+            likelihood=dict(every="1000 steps"), samples=dict(every="2000 steps", guidance=2.0),
+            alignment=dict(every="5000 steps", count=400, guidance=2.0, scales=(1.0, 1.5, 3.0, 4.0)),
+        ),
     )  # fmt: skip
     if arg.smoke:
         config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))
         config["model"] |= dict(depth=2, width=32, heads=2, mlp=64, condition=dict(name="text", depth=1))
-        config["data"] |= dict(train="shapes:train?count=256", eval="shapes:test?count=32")
+        config["data"] |= dict(train="shapes:train?count=256", eval="shapes:test?count=32", text=dict(name="bytes", length=64))
         config["evals"] = dict(likelihood=dict(every="10 steps"), samples=dict(every="10 steps", count=4))
     return ml_collections.ConfigDict(config)

@@ -95,12 +95,13 @@ def test_long_captions_are_wrapped_and_cut():
         image = pictures.captioned(white(1), [text])
         heights[text[:5]] = (image.shape[0] - 100 - pictures.GAP) / pictures.CAPTION_HEIGHT
         assert ink(image[-pictures.GAP - pictures.CAPTION_HEIGHT :]).size, "the last line is written on"
-    assert heights == {"short": 1, "word ": 4, "wwwww": 4}
-    # Pieces of a long word are the word: only the last line, cut short, lacks letters.
+    assert heights == {"short": 1, "word ": 5, "wwwww": 5}
     lines = pictures._wrap("ab " + "cdefghij" * 2 + " k", lambda text: len(text) <= 6)
-    assert lines == ["ab", "cdefgh", "ijcdef", "ghij k"]
-    assert pictures._wrap("one two three four five", lambda text: len(text) <= 5) == ["one", "two", "three", "four…"]
-    assert pictures._wrap("aaaaa bbbbb ccccc ddddd e", lambda text: len(text) <= 5)[-1] == "dddd…"
+    assert lines == ["ab", "cdefgh", "ijcdef", "ghij k"], "whole words, or the pieces of one that is too long"
+    short = lambda text: len(text) <= 5
+    assert pictures._wrap("one two three four five six", short) == ["one", "two", "three", "four", "five…"]
+    assert pictures._wrap("a two three four fives six", short) == ["a two", "three", "four", "fives", "six"]
+    assert pictures._wrap("one two three four fives six", short)[-1] == "five…"
 
 
 def test_marks_are_ticks_and_crosses():

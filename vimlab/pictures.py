@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 CAPTION_HEIGHT = 16
-CAPTION_LINES = 4
+CAPTION_LINES = 5
 BACKGROUND = 255
 INK = (70, 70, 70)
 RIGHT, WRONG = (26, 127, 75), (179, 38, 30)

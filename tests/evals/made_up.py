@@ -14,8 +14,9 @@ SIZE = 32
 SPEC = TokenSpec(grid=(2, 2), codes=16)
 TEXT = Bytes(length=64).open()
 PROTOCOL = dict(
-    data="shapes:test", fingerprint="c0ffee", split="test", crop="resize", size=SIZE, dtype="float32", parameters="average", command="vimlab eval"
-)
+    data="shapes:test", fingerprint="c0ffee", split="test", crop="resize", size=SIZE, dtype="float32", parameters="average",
+    command="vimlab eval",
+)  # fmt: skip
 
 
 class Listed:

@@ -55,7 +55,7 @@ def test_the_curve_over_guidance(result):
 
 def test_pictures_are_ticked_where_everything_is_right():
     result = Alignment(count=COUNT, guidance=1.0).run(made_up.subject(RECORDS, mirrored_below(3)))
-    labels = [f"{c} (held out)" if h else c for c, h in zip(CAPTIONS, HELD_OUT, strict=True)]
+    labels = [f"held out: {c}" if h else c for c, h in zip(CAPTIONS, HELD_OUT, strict=True)]
     expected = pictures.captioned(PAINTINGS[COUNT:], labels, columns=6, marks=(~SIDEWAYS).tolist())
     np.testing.assert_array_equal(result.pictures["alignment"], expected)
     assert result.arrays["failed"] == [{"caption": CAPTIONS[i], "wrong": ["relation"]} for i in np.flatnonzero(SIDEWAYS)]

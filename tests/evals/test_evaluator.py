@@ -150,7 +150,7 @@ def test_mistakes_are_one_sentence(tmp_path):
 
 def test_which_evaluators_suit_a_model():
     records = made_up.shapes(1)
-    generator = {"nll": None, "sample": None}
+    generator = {"nll": encode, "sample": encode}
     other = made_up.renamed(records, ["a photo of a dog"])
     assert suited(subject()) == ["reconstruction", "codebook"]
     assert suited(made_up.subject(records, generator)) == ["likelihood", "samples", "alignment"]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vimlab.config import ConfigError
-from vimlab.evals import Subject, evaluate, svg
+from vimlab.evals import Subject, evaluate, svg, workdir
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.evals.report import write_report
@@ -319,6 +319,19 @@ def test_evals_alone_draw_their_own_curves(tmp_path, emoji):
     (tmp_path / "metrics.jsonl").unlink()
     parsed = read_page(tmp_path)
     assert "SSIM" in parsed.headings and f"{figures['eval/reconstruction/ssim']:.4g}" in parsed.text
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        ("configs/vitvq_emoji.py:smoke,size=base", "vitvq_emoji:smoke,size=base"),
+        ("parti_shapes.py:tokenizer=/tmp/a,tokens=runs/b", "parti_shapes"),
+        ("x/parti.py:tokens=/tmp/b,smoke", "parti:smoke"),
+    ],
+)
+def test_a_run_is_called_by_its_config(tmp_path, config, name):
+    (tmp_path / "run.json").write_text(json.dumps({"command": f"vimlab train --config {config} --workdir /tmp/w"}))
+    assert workdir.read(tmp_path).name == name
 
 
 def test_an_empty_workdir_is_one_sentence(tmp_path):

@@ -91,7 +91,7 @@ def test_mistakes_are_one_sentence():
     with pytest.raises(ConfigError, match=r"guidance is 3, .*guidance 1, or train with config\.drop\.rate"):
         Samples(count=2, guidance=3.0).run(unguided)
     with pytest.raises(ConfigError, match="cannot 'sample'"):
-        Samples().run(made_up.subject(NAMED, {"encode": made_up.Painter.encode, "decode": None}))
+        Samples().run(made_up.subject(NAMED, {"encode": made_up.Painter.encode}))
     for wrong, message in [
         (dict(count=0), "count is 0"), (dict(temperature=-1.0), "temperature -1.0"), (dict(top_k=-2), "top_k -2"),
         (dict(top_p=0.0), "top_p 0.0"), (dict(seed=-1), "seed is -1"),

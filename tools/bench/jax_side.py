@@ -9,6 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from jax_step import Step, flatten
 from pair import Arrays, serve
 
 from vimlab.config import Duration
@@ -53,12 +54,6 @@ def make_task(cell: dict) -> TokenizerTask:
     return TokenizerTask(config, 1000, lambda duration: int(duration.count), jnp.float32)
 
 
-def flatten(tree) -> Arrays:
-    """{path joined by '/': array}."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(k.key) for k in path): np.asarray(x) for path, x in leaves}
-
-
 def common_arrays(cell: dict) -> Arrays:
     """The inputs and weights that both sides start from."""
     rng = np.random.default_rng(0)
@@ -85,43 +80,27 @@ def random_vgg(rng: np.random.Generator) -> Arrays:
 
 
 class Train:
-    """A training step as `vimlab train` makes it: donated state, metrics, the guard against non-finite losses."""
+    """A training step as `vimlab train` makes it."""
 
     def __init__(self, cell: dict, variant: str, arrays: Arrays) -> None:
-        self.task, self.batch = make_task(cell), {"image": jnp.asarray(arrays["images"])}
-        self.initial = jax.jit(self.task.init)(jax.random.key(0))
-        for name, x in flatten(self.initial.params).items():
-            np.testing.assert_array_equal(x, arrays[name])
+        task = make_task(cell)
         vgg = {k.removeprefix("vgg/"): v for k, v in arrays.items() if k.startswith("vgg/")}
         if vgg:
-            self.task.frozen = {"vgg": vgg}
-        self.frozen, self.root = jax.device_put(self.task.frozen), jax.random.key(0)
-        self.state, self.step = None, jax.jit(self.task.train_step, donate_argnums=0)
+            task.frozen = {"vgg": vgg}
+        self.step = Step(task, {"image": jnp.asarray(arrays["images"])}, arrays)
 
     def first(self, phase: str) -> Arrays:
-        images = self.batch["image"] / np.float32(255)
-        outputs = {"reconstructions": jax.jit(self.task.predict_fns()["reconstruct"])(self.initial, self.frozen, images)}
-        self.state = jax.tree.map(jnp.copy, self.initial)
-        metrics = self._step(phase)
-        outputs["loss"] = metrics["loss"][0] / metrics["loss"][1]
-        # The first step's gradients, read from AdamW's first moments.
-        moments = {name: _first_moments(optim) for name, optim in self.state.opt_state.items()}
-        gradients = flatten(jax.tree.map(lambda m: m / (1 - self.task.config.optim.b1), moments))
-        return outputs | {f"gradients of {k}": v for k, v in gradients.items()}
+        task, images = self.step.task, self.step.batch["image"] / np.float32(255)
+        reconstructions = jax.jit(task.predict_fns()["reconstruct"])(self.step.initial, images)
+        return {"reconstructions": np.asarray(reconstructions)} | self.step.begin(_number(phase))
 
     def run(self, phase: str) -> None:
-        self._step(phase)
-
-    def _step(self, phase: str):
-        # R1 is due on multiples of r1_every.
-        state = self.state.replace(step=jnp.int32(0 if phase == "r1" else 1))
-        self.state, metrics = self.step(state, self.frozen, self.batch, self.root)
-        return jax.block_until_ready((self.state, metrics))[1]
+        self.step.next(_number(phase))
 
 
-def _first_moments(opt_state):
-    """The first moments in an optax chain."""
-    return next(part.mu for part in opt_state if hasattr(part, "mu"))
+def _number(phase: str) -> int:
+    """R1 is due on multiples of r1_every."""
+    return 0 if phase == "r1" else 1
 
 
 class Search:

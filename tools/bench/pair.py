@@ -121,6 +121,8 @@ class Child:
 def differences(ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
     """Relative L2 distances of two files of outputs, by group: the part of a name before its first '/'.
 
+    Of whole numbers, such as ids, it is the share that differs.
+
     Raises:
       ValueError: the files hold different names.
     """
@@ -129,11 +131,13 @@ def differences(ours: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
             raise ValueError(f"the sides have different outputs: {sorted(set(a) ^ set(b))}")
         groups: dict[str, list[float]] = {}
         for name in a:
-            x, y = (v[name].astype(np.float64).ravel() for v in (a, b))
-            total = groups.setdefault(name.split("/")[0], [0.0, 0.0])
-            total[0] += float(np.square(x - y).sum())
+            x, y = a[name].ravel(), b[name].ravel()
+            whole = np.issubdtype(x.dtype, np.integer)
+            x, y = ((x != y) * 1.0, np.ones(len(y))) if whole else (x.astype(np.float64) - y, y.astype(np.float64))
+            total = groups.setdefault(name.split("/")[0], [0.0, 0.0, 1.0 if whole else 0.5])
+            total[0] += float(np.square(x).sum())
             total[1] += float(np.square(y).sum())
-    return {name: (d / max(n, 1e-300)) ** 0.5 for name, (d, n) in groups.items()}
+    return {name: (d / max(n, 1e-300)) ** power for name, (d, n, power) in groups.items()}
 
 
 def paired_ratio(theirs: np.ndarray, ours: np.ndarray, draws: int = 4000, seed: int = 0) -> tuple[float, float, float]:

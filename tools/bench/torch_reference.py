@@ -6,12 +6,12 @@ compared.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_names import gather, load, part
 
 BETAS = (0.9, 0.99)
 VGG_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -219,8 +219,7 @@ class Trainer:
 
     def __init__(self, spec: dict, weights: dict[str, np.ndarray], compiled: bool) -> None:
         self.spec = spec
-        part = lambda name: {k.removeprefix(name + "/"): v for k, v in weights.items() if k.startswith(name + "/")}
-        self.weights = {name: part(name) for name in ("tokenizer", "discriminator", "vgg")}
+        self.weights = {name: part(weights, name) for name in ("tokenizer", "discriminator", "vgg")}
         epsilon = spec["epsilon"]
         quantizer = Quantizer(spec["codes"], spec["dim"])
         self.nets = {"tokenizer": Tokenizer(spec["image_size"], spec["patch"], spec["tower"], quantizer, spec["dim"], epsilon)}
@@ -318,59 +317,3 @@ def adamw(net: nn.Module, rate: float) -> torch.optim.Optimizer:
         {"params": [p for n, p in net.named_parameters() if kept(n)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, eps=1e-8, fused=True)
-
-
-# ---- vimlab's names and layouts ----
-
-
-def vimlab_name(name: str) -> tuple[str, int | None]:
-    """A torch parameter's (vimlab name, index on the leading layers dimension or None)."""
-    *modules, kind = name.split(".")
-    layer = None
-    if "blocks" in modules:
-        at = modules.index("blocks")
-        layer = int(modules.pop(at + 1))
-        modules.insert(at, "stack")
-    if modules[-1] in ("qkv", "out"):
-        modules, kind = [*modules[:-1], "attention"], modules[-1] + ("_bias" if kind == "bias" else "")
-    elif modules[-1].startswith("norm"):
-        kind = kind.replace("weight", "scale")
-    else:
-        kind = {"weight": "w", "bias": "b"}.get(kind, kind)
-    return "/".join([*modules, kind]), layer
-
-
-def _to_torch(name: str, x: Tensor, shape: torch.Size) -> Tensor:
-    """vimlab's layout to torch's: kernels HWIO to OIHW, products (in…, out…) to (out, in); codebook and vectors stay."""
-    if len(shape) == 4:
-        return x.permute(3, 2, 0, 1)
-    return x.reshape(shape[::-1]).T if len(shape) == 2 and name != "quantizer.codebook" else x.reshape(shape)
-
-
-def _from_torch(name: str, x: Tensor) -> np.ndarray:
-    """The inverse, in a copy; heads stay merged with their dimensions."""
-    if x.ndim == 4:
-        x = x.permute(2, 3, 1, 0)
-    elif x.ndim == 2 and name != "quantizer.codebook":
-        x = x.T
-    return np.array(x.detach())
-
-
-def load(net: nn.Module, weights: dict[str, np.ndarray]) -> None:
-    """Copies vimlab's arrays into a network. Raises KeyError or RuntimeError where one is missing or does not fit."""
-    with torch.no_grad():
-        for torch_name, p in net.named_parameters():
-            name, layer = vimlab_name(torch_name)
-            x = weights[name] if layer is None else weights[name][layer]
-            p.copy_(_to_torch(torch_name, torch.tensor(x), p.shape))
-
-
-def gather(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> dict[str, np.ndarray]:
-    """`value` of every parameter under vimlab's names and, but for merged heads, in its layouts."""
-    found: dict[str, list[np.ndarray]] = {}
-    single = set()
-    for torch_name, p in net.named_parameters():
-        name, layer = vimlab_name(torch_name)
-        single |= {name} if layer is None else set()
-        found.setdefault(name, []).append(_from_torch(torch_name, value(p)))
-    return {name: xs[0] if name in single else np.stack(xs) for name, xs in found.items()}

@@ -85,7 +85,9 @@ def _held_out(captions: Sequence[str]) -> np.ndarray:
     """bool[M]. Raises ConfigError where a caption is not of the shapes world."""
     for caption in captions:
         if not of_shapes(caption):
-            raise ConfigError(f"alignment is for captions of the shapes world, which {caption!r} is not; leave it out, or set data.eval=shapes:test")
+            raise ConfigError(
+                f"alignment is for captions of the shapes world, which {caption!r} is not; leave it out, or set data.eval=shapes:test"
+            )
     return np.array([synthetic.is_held_out(caption) for caption in captions])
 
 
@@ -134,5 +136,5 @@ def _failed(captions: Sequence[str], verdicts: Verdicts) -> list[dict[str, Any]]
 
 def _grid(images: np.ndarray, captions: Sequence[str], held_out: np.ndarray, verdicts: Verdicts) -> np.ndarray:
     """The first pictures, ticked or crossed."""
-    labels = [f"{c} (held out)" if h else c for c, h in zip(captions, held_out, strict=True)][:SHOWN]
+    labels = [f"held out: {c}" if h else c for c, h in zip(captions, held_out, strict=True)][:SHOWN]
     return pictures.captioned(images[:SHOWN], labels, columns=COLUMNS, marks=[all(v.values()) for v in verdicts[:SHOWN]])

@@ -151,10 +151,10 @@ def guidance_plots(curve: list[dict[str, Any]], ceiling: Mapping[str, float]) ->
 
 def _over_guidance(title: str, curve: list[dict[str, Any]], names: list[str]) -> str:
     at = np.array([point["guidance"] for point in curve])
-    series = [
-        svg.Series(name.removesuffix("_right").replace("_", " "), at, np.array([point[name] for point in curve]), sparse=True, colour=i % COLOURS)
-        for i, name in enumerate(names)
-    ]
+    series = []
+    for i, name in enumerate(names):
+        label, shares = name.removesuffix("_right").replace("_", " "), np.array([point[name] for point in curve])
+        series.append(svg.Series(label, at, shares, sparse=True, colour=i % COLOURS))
     drawing = svg.curves(series, title=title, last_step=float(at[-1]), from_zero=True, form=svg.percent)
     return page.plot(title, drawing, [(s.colour, s.label, svg.percent(float(s.y[-1]))) for s in series])
 

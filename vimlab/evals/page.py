@@ -60,7 +60,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
   background: #fff; }
 .pictures figcaption { font-size: 13.5px; color: var(--soft); margin: 0 0 8px; } .pictures figcaption b { color: var(--ink);
   font-weight: 600; }
-.pictures figure { padding-bottom: 14px; }
+.pictures figure { padding-bottom: 14px; } .pictures + .pair { margin-top: 16px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }

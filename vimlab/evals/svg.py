@@ -127,11 +127,11 @@ def curves(
     marks: Sequence[float] = (),
     frame: Frame = LARGE,
 ) -> str:
-    """Curves over training steps.
+    """Curves over training steps, or over whatever else begins at 0.
 
     Args:
       title: for those who hear the page.
-      last_step: right end of the x axis, the same in all plots of a page.
+      last_step: right end of the x axis, the same in all plots of training.
       log: logarithmic y; falls back to linear where a value is not positive or the range is under a factor of 5.
       smoothed: draws long curves faintly under their smoothed form.
       from_zero: the y axis reaches down to zero at least.

@@ -38,11 +38,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The config's name as the command gave it, else the workdir's."""
+        """The config's name and its arguments but for paths, as the command gave them, else the workdir's name."""
         command = self.info.get("command", "")
         words = shlex.split(command) if isinstance(command, str) else [str(w) for w in command]
         match = re.search(r"--config[= ](\S+)", " ".join(words))
-        return re.sub(r"\.py(?=:|$)", "", match[1].rsplit("/", 1)[-1]) if match else self.workdir.resolve().name
+        if not match:
+            return self.workdir.resolve().name
+        file, _, argument = match[1].partition(":")
+        # Where things lie is no part of a name.
+        chosen = ",".join(word for word in argument.split(",") if "/" not in word)
+        name = file.rsplit("/", 1)[-1].removesuffix(".py")
+        return f"{name}:{chosen}" if chosen else name
 
     @property
     def last_step(self) -> int:

@@ -20,12 +20,12 @@ from vimlab.data.text import SentencePiece
 from vimlab.generators.conditioners import ClassCondition
 from vimlab.parallel import rules
 from vimlab.pictures import write_whole
+from vimlab.pretrained import open_tokenizer
 from vimlab.random import stream
 from vimlab.sampling.decode import decode
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import TOKENIZER, VOCABULARY, GeneratorRun
 from vimlab.tasks.task import Metrics
-from vimlab.pretrained import open_tokenizer
 from vimlab.tokens import Tokens
 
 

@@ -43,7 +43,7 @@ SOURCE = open_source("shapes:train?size=16&count=64")
 # The shapes config at 8 px, everything on: two kinds of layers, an average of weights, texts dropped from step 2 on.
 SHRUNK = {
     "model.depth": 2, "model.width": 16, "model.heads": 4, "model.mlp": 32, "model.condition.depth": 1, "model.conv_kernel": 3,
-    "model.dense_layers": "1", "model.loss_chunk": 5, "data.text.length": 24, "batch_size": BATCH, "ema": 0.9, "drop.rate": 0.3,
+    "model.dense_layers": "1", "model.loss_chunk": 5, "model.remat": "none", "data.text.length": 24, "batch_size": BATCH, "ema": 0.9, "drop.rate": 0.3,
     "drop.start": "2 steps", "optim.learning_rate": 1e-3, "optim.warmup": "0 steps", "optim.clip": "none",
 }  # fmt: skip
 
@@ -78,6 +78,8 @@ def make(tokenizer):
 
     def make(info=SOURCE.info, **changes) -> GeneratorTask:
         overrides = SHRUNK | {"tokenizer": tokenizer} | {k.replace("__", "."): v for k, v in changes.items()}
+        if "model__condition__name" in changes:
+            del overrides["model.condition.depth"]
         config = runs.resolve(configs.load(f"{SHAPES}:smoke"), [(k, str(v)) for k, v in overrides.items()])
         return GeneratorTask(config, TOTAL, lambda d: d.steps(config.batch_size, None, TOTAL), jnp.float32, info)
 
@@ -103,14 +105,18 @@ def step_of(task):
     return lambda state, data, root=ROOT: step(state, task.frozen, data, root)
 
 
-def run(task, steps=STEPS, state=None, mesh=None, start=0):
-    """The state after some steps, and each step's metrics as numbers."""
-    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+def run(task, state, mesh=None, steps=STEPS):
+    """The state after some steps, and each step's metrics as numbers; on one device, or on a mesh."""
+    rows = []
+    if mesh is None:
+        for i in range(steps):
+            state, metrics = step_of(task)(state, batch(i))
+            rows.append(numbers(metrics))
+        return state, rows
     with jax.set_mesh(mesh):
         shardings = task.shardings(mesh)
-        state = jax.device_put((state if state is not None else fresh(task)).replace(step=jnp.int32(start)), shardings)
-        step_fn, rows = quick(task.train_step, out_shardings=(shardings, None)), []
-        data = rules.batch_sharding(mesh)
+        step_fn, data = quick(task.train_step, out_shardings=(shardings, None)), rules.batch_sharding(mesh)
+        state = jax.device_put(state, shardings)
         for i in range(steps):
             state, metrics = step_fn(state, task.frozen, jax.device_put(batch(i), data), ROOT)
             rows.append(numbers(metrics))
@@ -156,7 +162,14 @@ def initial(task):
 @pytest.fixture(scope="module")
 def straight(task, initial):
     """Three steps on one device, the third with dropped texts."""
-    return run(task, state=initial)
+    return run(task, initial)
+
+
+@pytest.fixture(scope="module")
+def dropping(make, initial):
+    """The task with dropout, and three steps of it on one device."""
+    task = make(model__dropout=0.3)
+    return task, run(task, initial)
 
 
 # ---- the step is what it says ----
@@ -222,16 +235,12 @@ def test_texts_are_dropped_at_their_rate_and_not_before_their_time(task, initial
     assert len(set(np.round(dropped[2:]))) > 3, "each step drops others"
 
 
-def test_dropout_is_of_the_step(make):
-    """Two steps differ, one made twice does not, and neither has the loss that evaluation finds."""
-    task = make(model__dropout=0.3, drop="none", ema="none")
-    state = fresh(task)
-    loss = lambda step, root=ROOT: float(step_of(task)(state.replace(step=jnp.int32(step)), batch(0), root)[1]["loss"][0]) / BATCH
+def test_dropout_is_of_the_step(dropping, initial):
+    """Two steps differ, one made twice does not, and neither has the loss without dropout; the same where texts are dropped."""
+    task, _ = dropping
+    loss = lambda step, root=ROOT: float(step_of(task)(initial.replace(step=jnp.int32(step)), batch(0), root)[1]["loss"][0]) / BATCH
     first, again, other, seed = loss(0), loss(0), loss(1), loss(0, jax.random.key(1))
     assert first == again and len({first, other, seed}) == 3
-    fns = task.predict_fns()
-    ids = quick(fns["encode"])(state, task.frozen, batch(0)["image"] / 255).ids[..., 0]
-    assert abs(float(quick(fns["nll"])(state, task.frozen, ids, batch(0)["text"]).mean()) - first) > 1e-4
 
 
 def test_the_average_follows_the_weights(task, initial):
@@ -262,19 +271,15 @@ def test_one_batch_is_learned_by_heart(make):
 # ---- the same on every mesh, and in parts ----
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1), (2, 1, 4)], ids=str)
-def test_every_mesh_trains_the_same(task, initial, straight, sizes):
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)], ids=str)
+def test_every_mesh_trains_the_same(dropping, initial, straight, sizes):
+    """With dropout, whose masks do not depend on who draws which part of them."""
+    task, (state, rows) = dropping
     mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
-    state, rows = run(task, state=initial, mesh=mesh)
-    assert_rows(rows, straight[1], 2e-5)
-    assert_trees(moments(state), moments(straight[0]), rtol=1e-2, atol=1e-5)
-
-
-def test_dropout_does_not_depend_on_the_mesh(make):
-    task = make(model__dropout=0.3, ema="none")
-    state = fresh(task)
-    expected = run(task, 1, state)[1]
-    assert_rows(run(task, 1, state, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))[1], expected, 2e-5)
+    found, found_rows = run(task, initial, mesh)
+    assert_rows(found_rows, rows, 2e-5)
+    assert_trees(moments(found), moments(state), rtol=1e-2, atol=1e-5)
+    assert abs(rows[0]["loss"] - straight[1][0]["loss"]) > 1e-4
 
 
 def test_a_state_made_on_a_mesh_is_the_one_made_on_one_device(task, initial):
@@ -290,7 +295,7 @@ def test_a_state_made_on_a_mesh_is_the_one_made_on_one_device(task, initial):
 
 
 def test_a_batch_in_parts_is_the_batch(make, initial, straight):
-    state, rows = run(make(accumulate=4), state=initial)
+    state, rows = run(make(accumulate=4), initial)
     assert_rows(rows, straight[1], 2e-5)
     assert_trees(moments(state), moments(straight[0]), rtol=1e-2, atol=1e-5)
 
@@ -310,28 +315,24 @@ def test_the_papers_sizes_shard_on_every_mesh_of_eight(name, monkeypatch, tmp_pa
     info = dataclasses.replace(SOURCE.info, class_names=tuple(map(str, range(1000))))
     task = GeneratorTask(config, TOTAL, lambda d: d.steps(256, 1_281_167, TOTAL), jnp.bfloat16, info)
     state = jax.eval_shape(task.init, ROOT)
-    refused = []
-    for fsdp, tensor in ((8, 1), (2, 2), (4, 2), (2, 1), (2, 4), (1, 4), (1, 8)):
+    for fsdp, tensor in ((8, 1), (2, 2), (4, 2)):
         mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor))
         layout = task.shardings(mesh)
-        try:
-            CHECK(mesh, state.params, layout.params)
-        except rules.ShardingError as error:
-            refused.append((fsdp, tensor, str(error)))
-            continue
+        CHECK(mesh, state.params, layout.params)
         held = [np.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True)]
         whole = sum(x.size for x in jax.tree.leaves(state))
-        assert sum(held) < 1.05 * whole / (fsdp * tensor) + 0.02 * whole
-    assert not refused
+        # Tables are split over fsdp alone.
+        tables = sum(x.size for x in jax.tree.leaves(state)) - 2 * task.config.model.core_params()
+        assert sum(held) < 1.02 * whole / (fsdp * tensor) + tables / fsdp + 0.01 * whole
 
 
 # ---- other optimizers and conditions ----
 
 
-def test_adafactor_int8_trains(make, straight):
+def test_adafactor_int8_trains(make):
     """Parti's optimizer on a mesh: its state is laid out with the parameters, and the loss falls as with any other."""
     task = make(optim__name="adafactor", optim__moment="int8", optim__min_dim=8, optim__b2=0.96, optim__learning_rate=1e-2)
-    state = fresh(task)
+    state = first = fresh(task)
     int8 = [x for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int8]
     assert sum(x.size for x in int8) == sum(x.size for x in jax.tree.leaves(state.params))
     losses = []
@@ -341,7 +342,7 @@ def test_adafactor_int8_trains(make, straight):
         state = state.replace(step=jnp.int32(0))
     assert np.all(np.diff(losses) < 0), losses
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    assert_rows(run(task, 2, fresh(task), mesh)[1], run(task, 2, fresh(task))[1], 1e-4)
+    assert_rows(run(task, first, mesh, 2)[1], run(task, first, steps=2)[1], 1e-4)
 
 
 def test_classes_train_too(make):
@@ -394,8 +395,8 @@ def test_what_evaluators_and_samplers_may_ask(task, initial):
     assert set(fns) == {"encode", "decode", "reconstruct", "nll", "sample", "complete"}
     call = lambda name, *args: quick(fns[name])(initial, frozen, *args)
     ids = call("encode", images).ids
-    first = TOKENIZER_MODEL.make()
-    np.testing.assert_array_equal(ids, quick(lambda x: first.apply({"params": frozen["tokenizer"]}, x, method="encode").ids)(images))
+    first = quick(lambda params, x: TOKENIZER_MODEL.make().apply({"params": params}, x, method="encode").ids)
+    np.testing.assert_array_equal(ids, first(frozen["tokenizer"], images))
     pictures = call("decode", ids[..., 0])
     assert pictures.shape == images.shape
     np.testing.assert_allclose(call("reconstruct", images), pictures, atol=1e-5)

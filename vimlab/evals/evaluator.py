@@ -17,6 +17,7 @@ import vimlab
 from vimlab import pictures
 from vimlab.config import ConfigError, Duration
 from vimlab.data.base import Source
+from vimlab.sampling.sampler import to_host
 from vimlab.tokens import TokenSpec
 
 # What only the caller knows of a figure; without any of these no figure is written.
@@ -112,15 +113,6 @@ class Evaluator(Protocol):
 @jax.jit
 def _to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
-
-
-def to_host(x: Any) -> np.ndarray:
-    """The whole of an array on every host, also where its shards lie on several."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def condition_of(batch: Mapping[str, Any]) -> Any:

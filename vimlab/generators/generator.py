@@ -165,7 +165,9 @@ class Generator(nn.Module):
         self.head = weight(self, "head", (self.width, codes), ("embed", "codes"), init)
         self.drop = nn.Dropout(self.backbone.dropout)
 
-    def __call__(self, ids: jax.Array, condition: jax.Array, drop: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def __call__(
+        self, ids: jax.Array, condition: jax.Array, drop: jax.Array | None = None, train: bool = False, read: jax.Array | None = None
+    ) -> jax.Array:
         """-log p of each token given those before it and the condition.
 
         Args:
@@ -173,11 +175,12 @@ class Generator(nn.Module):
           condition: what the conditioner reads, i32[B] or i32[B,T].
           drop: bool[B], whose condition is replaced by the null one.
           train: whether dropout is on, from the stream "dropout".
+          read: i32[B,N], what is read in place of the tokens that are predicted; `ids` themselves by default.
 
         Returns:
           f32[B,N], in nats.
         """
-        hidden = self.hidden(ids, self.condition(condition, drop, train), train)
+        hidden = self.hidden(ids if read is None else read, self.condition(condition, drop, train), train)
         return cross_entropy(hidden, self.head, ids, self.loss_chunk, self.backbone.dtype)
 
     def condition(self, inputs: jax.Array, drop: jax.Array | None = None, train: bool = False) -> Condition:

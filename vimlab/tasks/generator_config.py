@@ -40,6 +40,8 @@ class GeneratorRun(RunConfig):
       model: the generator.
       optim: its optimizer.
       drop: what guidance needs; none trains without it.
+      replace: share of the tokens read, not of those predicted, that a random one takes the place of in training. A model of
+        few pictures otherwise knows each by its first tokens, and neither heeds its condition nor recovers from a bad draw.
       ema: decay of the average of the weights, which is then what is evaluated, sampled and exported.
     """
 
@@ -48,6 +50,7 @@ class GeneratorRun(RunConfig):
     model: GeneratorConfig
     optim: AdamW | Adafactor = AdamW()
     drop: DropConfig | None = None
+    replace: float = 0.0
     ema: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +62,13 @@ class GeneratorRun(RunConfig):
             raise ConfigError(f"data.text is set, but model.condition is {self.model.condition.NAME!r} and reads no text; set data.text=none")
         if self.drop and isinstance(self.model.condition, NoCondition):
             raise ConfigError("drop is set, but model.condition is 'none' and there is nothing to drop; set drop=none")
+        for name in ("samples", "alignment"):
+            evaluator = getattr(self.evals, name)
+            if evaluator and evaluator.guidance not in (None, 1) and not self.drop:
+                raise ConfigError(f"evals.{name}.guidance is {evaluator.guidance:g}, but without drop the model never learns to do without its "
+                                  f"condition; set drop.rate=0.1, or evals.{name}.guidance=1")
+        if not 0 <= self.replace < 1:
+            raise ConfigError(f"replace is {self.replace}, but a share of tokens is at least 0 and below 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is {self.ema}, but a decay is between 0 and 1; for no average, set ema=none")
 

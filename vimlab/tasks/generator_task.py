@@ -156,16 +156,16 @@ class GeneratorTask:
         if self.config.drop:
             drop = jax.random.uniform(stream(root, "drop", step), (len(ids),)) < self.config.drop.rate
             drop &= step >= self._drop_start
-        key = stream(root, "dropout", step)
+        read, key = self._read(ids, root, step), stream(root, "dropout", step)
 
-        def loss(params, part, ids, condition, drop):
+        def loss(params, part, ids, condition, drop, read):
             rngs = {"dropout": jax.random.fold_in(key, part)}
-            return self.model.apply({"params": params}, ids, condition, drop, True, rngs=rngs).mean()
+            return self.model.apply({"params": params}, ids, condition, drop, True, read, rngs=rngs).mean()
 
         both = jax.value_and_grad(loss)
         params = state.params["generator"]
         if parts == 1:
-            value, grads = both(params, 0, ids, condition, drop)
+            value, grads = both(params, 0, ids, condition, drop, read)
             return grads, value
         # Each part takes examples from every device's share.
         split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -174,8 +174,16 @@ class GeneratorTask:
             return jax.tree.map(jnp.add, carry, both(params, *part)), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-        (value, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split(ids), split(condition), split(drop)))
+        (value, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split(ids), split(condition), split(drop), split(read)))
         return jax.tree.map(lambda g: g / parts, grads), value / parts
+
+    def _read(self, ids: jax.Array, root: jax.Array, step: jax.Array) -> jax.Array:
+        """The tokens that training reads, i32[B,N]: some of them random, where the config asks for it."""
+        if not self.config.replace:
+            return ids
+        chance, other = jax.random.split(stream(root, "replace", step))
+        replaced = jax.random.uniform(chance, ids.shape) < self.config.replace
+        return jnp.where(replaced, jax.random.randint(other, ids.shape, 0, self.spec.codes), ids)
 
     def _encode(self, frozen: Any, images: jax.Array) -> Tokens:
         images = rules.constrain(images, "batch", "height", "width", "channels")

@@ -34,11 +34,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             activation="relu", use_bias=False, dropout=0.0, remat="full",
         ),
         drop=dict(rate=0.1),
+        replace=0.3,
         optim=dict(name="adamw", learning_rate=2e-3, warmup="50 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.045, clip=1.0),
         data=crops | splits | dict(tokens=arg.tokens or None, text=dict(name="bytes", length=64)),
         log=dict(every="50 steps"),
         checkpoint=dict(every="300 steps"),
-        evals=dict(likelihood=dict(every="300 steps")),
+        evals=dict(likelihood=dict(every="300 steps"), samples=dict(every="600 steps", guidance=2.0, temperature=0.6)),
     )  # fmt: skip
     if arg.smoke:
         config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))

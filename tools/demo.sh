@@ -9,7 +9,7 @@ parti=configs/parti_emoji.py:tokenizer=$demo/tokenizer,tokens=$demo/tokens
 "$vimlab" eval --workdir "$demo/tokenizer"
 [[ -d $demo/tokens ]] || "$vimlab" tokenize --config "$parti" --out "$demo/tokens"
 "$vimlab" train --config "$parti" --workdir "$demo/parti"
-"$vimlab" sample --workdir "$demo/parti" --num 4 --guidance 3 --seed 1 --prompt "grinning face" --prompt "red heart" --prompt "cat face" \
-  --prompt "pizza" --prompt "crescent moon" --prompt "green apple" --prompt "rainbow" --prompt "eight o’clock"
+"$vimlab" sample --workdir "$demo/parti" --num 4 --guidance 2 --temperature 0.6 --prompt "grinning face" --prompt "red heart" --prompt "green apple" \
+  --prompt "blue heart" --prompt "cat face" --prompt "sun" --prompt "soccer ball" --prompt "woman"
 "$vimlab" eval --workdir "$demo/parti"
 echo "open $demo/tokenizer/report.html and $demo/parti/report.html"

@@ -214,6 +214,18 @@ def test_pictures_are_the_newest_the_first_and_the_middle_one(tmp_path, emoji):
     np.testing.assert_array_equal(shown, Image.open(tmp_path / "pictures" / "reconstruction_00004000.png"))
 
 
+def test_what_a_user_asked_for_comes_first(tmp_path):
+    for folder, level in (("samples", 10), ("pictures", 20)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 30), (level,) * 3).save(tmp_path / folder / ("grid.png" if level == 10 else "samples_00000009.png"))
+    assert "vimlab sample" not in read_page(tmp_path).text, "a grid without its record may be half a draw"
+    (tmp_path / "samples" / "samples.json").write_text(json.dumps({"request": {"step": 7}}))
+    parsed = read_page(tmp_path)
+    assert re.search(r"Step 7\W+Drawn by `vimlab sample`", parsed.text), parsed.text
+    levels = [Image.open(io.BytesIO(base64.b64decode(i.split(",")[1]))).getpixel((0, 0))[0] for i in parsed.images]
+    assert levels == [10, 20]
+
+
 def test_large_pictures_are_reduced(tmp_path):
     (tmp_path / "pictures").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), np.uint8)

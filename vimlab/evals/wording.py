@@ -52,6 +52,7 @@ CARDS = (
 )
 PICTURES = {
     "reconstruction": "Held-out images; under each strip, what the model makes of it",
+    "prompts": "Drawn by `vimlab sample` for what it was asked",
     "samples": "What the model draws; where it was told something, the real picture is on the right",
     "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
 }

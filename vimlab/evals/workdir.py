@@ -83,7 +83,7 @@ def read(workdir: str | os.PathLike) -> Run:
         {k: _arrays(v) for k, v in series.items()},
         events,
         results,
-        _by_step(workdir / "pictures", "png"),
+        _by_step(workdir / "pictures", "png") | _asked_for(workdir / "samples"),
     )
     if not (run.config or run.info or run.series or run.events or run.pictures):
         raise ConfigError(
@@ -158,6 +158,12 @@ def _add_results(series: dict[str, dict[float, float]], name: str, records: list
 def _arrays(values: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
     steps = sorted(values)
     return np.array(steps, float), np.array([values[s] for s in steps], float)
+
+
+def _asked_for(folder: pathlib.Path) -> dict[str, list[tuple[int, pathlib.Path]]]:
+    """The grid that `vimlab sample` left, under the name "prompts"."""
+    record = _json(folder / "samples.json")
+    return {"prompts": [(record["request"]["step"], folder / "grid.png")]} if record else {}
 
 
 def _by_step(folder: pathlib.Path, extension: str) -> dict[str, list[tuple[int, pathlib.Path]]]:

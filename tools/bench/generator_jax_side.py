@@ -4,6 +4,7 @@ import functools
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -84,10 +85,15 @@ def common_arrays(cell: dict) -> Arrays:
         arrays["text"] = rng.integers(RESERVED, TEXT_IDS, (batch, cell["text"]["length"]), np.int32)
         lengths = np.linspace(cell["text"]["length"] // 2, cell["text"]["length"], batch).astype(int)
         arrays["text"][np.arange(cell["text"]["length"]) >= lengths[:, None]] = PAD
-    model, condition = make_model(cell), arrays["text" if cell["text"] else "label"]
-    fresh = jax.jit(lambda key: nn.unbox(model.init(key, arrays["tokens"], condition)["params"]))(jax.random.key(0))
+    fresh = jax.jit(fresh_params(make_model(cell), arrays))(jax.random.key(0))
     jitter = lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32)
     return arrays | flatten({"generator": jax.tree.map(jitter, fresh)})
+
+
+def fresh_params(model: Generator, arrays: Arrays) -> Callable:
+    """A function of a key; for these tokens and texts, or else labels."""
+    ids, condition = (jnp.asarray(arrays[k]) for k in ("tokens", "text" if "text" in arrays else "label"))
+    return lambda key: nn.unbox(model.init(key, ids, condition)["params"])
 
 
 class Train:
@@ -109,8 +115,7 @@ class Decode:
 
     def __init__(self, cell: dict, variant: str, arrays: Arrays) -> None:
         model = make_model(cell)
-        abstract = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), arrays["tokens"], arrays["label"])["params"]))
-        params = fill({"generator": abstract}, arrays)["generator"]
+        params = fill({"generator": jax.eval_shape(fresh_params(model, arrays), jax.random.key(0))}, arrays)["generator"]
         settings = jax.device_put(knobs(cell["side"] ** 2, temperature=0, guidance=cell["guidance"] or 1.0))
         self.inputs = params, jnp.asarray(arrays["label"]), settings
         self.compared, self.counts = cell["compared"], None

@@ -91,7 +91,7 @@ class Train:
 
     def first(self, phase: str) -> Arrays:
         task, images = self.step.task, self.step.batch["image"] / np.float32(255)
-        reconstructions = jax.jit(task.predict_fns()["reconstruct"])(self.step.initial, images)
+        reconstructions = jax.jit(task.predict_fns()["reconstruct"])(self.step.initial, self.step.frozen, images)
         return {"reconstructions": np.asarray(reconstructions)} | self.step.begin(_number(phase))
 
     def run(self, phase: str) -> None:

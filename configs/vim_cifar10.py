@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         tokenizer=arg.tokenizer,
         model=dict(
             depth=6, width=192, heads=6, mlp=768, condition=dict(name="class"), conv_kernel=None,
-            activation="gelu", use_bias=True, dropout=0.1, remat="full",
+            activation="gelu", use_bias=True, dropout=0.0, remat="full",
         ),
         drop=dict(rate=0.1),
         optim=dict(name="adamw", learning_rate=1.5e-3, warmup="100 steps", schedule="cosine", final=0.02, b2=0.96, weight_decay=0.045, clip=1.0),
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
         log=dict(every="50 steps"),
         checkpoint=dict(every="500 steps"),
-        evals=dict(likelihood=dict(every="500 steps"), samples=dict(every="1000 steps", count=10)),
+        evals=dict(likelihood=dict(every="500 steps"), samples=dict(every="1000 steps", count=10, guidance=2.0)),
     )  # fmt: skip
     if arg.smoke:
         config |= dict(duration="20 steps", batch_size=16, log=dict(every="5 steps"), checkpoint=dict(every="5 steps"))

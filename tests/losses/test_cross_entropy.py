@@ -30,7 +30,7 @@ def reference(hidden, table, ids, weights):
     return losses, slope @ table.T, np.einsum("blw,blk->wk", hidden, slope)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4, 5, 9, 10, 1000])
+@pytest.mark.parametrize("chunk", [1, 3, 5, 9, 1000])
 def test_values_and_gradients_whatever_the_chunk(inputs, chunk):
     """Chunks that divide the length and chunks that do not; each position with a weight of its own."""
     hidden, table, ids = inputs

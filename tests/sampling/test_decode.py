@@ -20,6 +20,7 @@ KINDS = kinds()
 IMAGES, LENGTH = 8, SPEC.length
 SEEDS = np.arange(IMAGES, dtype=np.uint32) + 7
 CONDITIONAL = [k for k, c in KINDS.items() if c.condition.NAME != "none"]
+CAUSAL = next(k for k in CONDITIONAL if not KINDS[k].conv_kernel)
 settings_of = functools.partial(knobs, LENGTH)
 
 
@@ -31,21 +32,21 @@ def opened(kind):
 
 
 @functools.cache
-def program(kind, guided=False, rolling=True):
+def program(kind, guided=False, rolling=True, stretches=None):
     """(params, condition, seeds, knobs, given, keep) → Samples, jitted; without the last two where they are None."""
     model = opened(kind)[1]
     return quick(
         lambda params, condition, seeds, settings, given=None, keep=None: decode(
-            model, params, condition, seeds, settings, guided=guided, given=given, keep=keep, rolling=rolling
+            model, params, condition, seeds, settings, guided=guided, given=given, keep=keep, rolling=rolling, stretches=stretches
         )
     )
 
 
-def sample(kind, guided=False, rolling=True, condition=None, seeds=SEEDS, given=None, keep=None, **settings):
+def sample(kind, guided=False, rolling=True, condition=None, seeds=SEEDS, given=None, keep=None, stretches=None, **settings):
     """ids i32[B,N], log_probs and the number of calls."""
     config, _, params = opened(kind)
     condition = conditions(config, len(seeds)) if condition is None else condition
-    out = program(kind, guided, rolling)(params, condition, seeds, settings_of(**settings), given, keep)
+    out = program(kind, guided, rolling, stretches)(params, condition, seeds, settings_of(**settings), given, keep)
     assert out.tokens.spec == SPEC and out.tokens.ids.shape == (len(seeds), LENGTH, 1) and out.tokens.ids.dtype == jnp.int32
     return np.asarray(out.tokens.ids[..., 0]), np.asarray(out.log_probs), int(out.calls)
 
@@ -211,17 +212,28 @@ def test_what_is_not_kept_is_not_read():
     np.testing.assert_array_equal(ids, sample("mixed", guided=True, given=other, keep=keep)[0])
 
 
-@pytest.mark.parametrize("kind", ["mixed", "conv"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
-def test_leading_rows_at_once_are_leading_rows_one_by_one(kind, rows):
+def test_leading_rows_at_once_are_leading_rows_one_by_one(rows):
     """One image that keeps nothing makes the others go step by step; their tokens are the same, by rolling caches and by whole ones."""
     given, keep = given_and_kept(0.1, rows)
-    at_once, _, calls = sample(kind, guided=True, given=given, keep=keep, guidance=1.5)
-    one_by_one, _, all_calls = sample(kind, guided=True, given=given, keep=keep.at[-1].set(False), guidance=1.5)
+    at_once, _, calls = sample("mixed", guided=True, given=given, keep=keep, guidance=1.5)
+    one_by_one, _, all_calls = sample("mixed", guided=True, given=given, keep=keep.at[-1].set(False), guidance=1.5)
     np.testing.assert_array_equal(at_once[:-1], one_by_one[:-1])
     assert calls <= LENGTH - 8 * rows + 1 and all_calls == LENGTH + 1
-    whole = sample(kind, guided=True, rolling=False, given=given, keep=keep, guidance=1.5)
+    whole = sample("mixed", guided=True, rolling=False, given=given, keep=keep, guidance=1.5)
     np.testing.assert_array_equal(at_once, whole[0])
+
+
+@pytest.mark.parametrize("kind", ["mixed", CAUSAL])
+def test_stretches_change_nothing(kind):
+    """Caches that grow, beside rolling ones and alone, from nothing and from a prefill that ends in each stretch or between two."""
+    for rows in (0, 1, 2, 3, 5, 7):
+        given, keep = given_and_kept(0.0, rows) if rows else (None, None)
+        one = sample(kind, guided=True, given=given, keep=keep, guidance=1.5, stretches=1)
+        three = sample(kind, guided=True, given=given, keep=keep, guidance=1.5, stretches=3)
+        np.testing.assert_array_equal(one[0], three[0])
+        np.testing.assert_allclose(one[1], three[1], atol=1e-5)
+        assert one[2] == three[2]
 
 
 def test_a_completion_goes_on_from_what_is_given():
@@ -249,12 +261,11 @@ def test_an_image_is_its_seeds_and_its_conditions():
     assert (sample("mixed", guided=True, guidance=2.0, seeds=SEEDS + 100)[0] != ids).any(1).all()
 
 
-@pytest.mark.parametrize("kind, guided", [("mixed", True), ("conv", False)])
-def test_images_of_a_prompt_share_its_memory(kind, guided):
+def test_images_of_a_prompt_share_its_memory():
     """Two conditions for eight images, four each, as the conditions repeated."""
-    condition = conditions(KINDS[kind], 2)
-    shared = sample(kind, guided, condition=condition, guidance=2.0)[0]
-    np.testing.assert_array_equal(shared, sample(kind, guided, condition=condition.repeat(4, 0), guidance=2.0)[0])
+    condition = conditions(KINDS["mixed"], 2)
+    shared = sample("mixed", guided=True, condition=condition, guidance=2.0)[0]
+    np.testing.assert_array_equal(shared, sample("mixed", guided=True, condition=condition.repeat(4, 0), guidance=2.0)[0])
 
 
 def test_an_image_does_not_depend_on_the_devices():

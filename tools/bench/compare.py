@@ -7,6 +7,7 @@ A cell is a plain dictionary that both sides read:
   peers         {variant: side} of what ours, the side "jax", is compared to.
   apart         peers whose outputs are not ours and are not compared.
   targets       {peer: ratio to reach, or None}; "torch" is the fastest torch variant that is not apart.
+  gradients     how far gradients may differ, relative L2; as far as all else by default.
   extrapolated  {variant: (positions timed, positions meant)} of what would take too long whole.
   repeats       steps a turn, the fastest counts; 1 also leaves out the warm-up turn. rounds: the fewest.
 """
@@ -118,16 +119,18 @@ def measure(name: str, cell: dict, children: dict[str, Child], args: argparse.Na
                 if variant != "jax" and variant not in result["apart"]:
                     found = differences(path / f"jax_{phase}.npz", out)
                     result["differences"] |= {f"{variant}, {phase}, {k}": v for k, v in found.items()}
-    result["equal"] = all(v < tolerance(k) for k, v in result["differences"].items())
+    result["equal"] = all(v < tolerance(cell, k) for k, v in result["differences"].items())
     result |= take_turns(cell, variants, children, "cpu" if args.core is not None else "wall", args.seconds)
     for child in children.values():
         child.ask(do="drop")
     return result
 
 
-def tolerance(name: str) -> float:
+def tolerance(cell: dict, name: str) -> float:
     """How far the outputs of this name may differ."""
-    return ID_TOLERANCE if name.endswith("ids") else TOLERANCE
+    if name.endswith("ids"):
+        return ID_TOLERANCE
+    return cell.get("gradients", TOLERANCE) if "gradients" in name else TOLERANCE
 
 
 def take_turns(cell: dict, variants: list[tuple[str, str]], children: dict[str, Child], clock: str, seconds: float) -> dict:

@@ -17,4 +17,4 @@ from generator_cells import CELLS
 
 if __name__ == "__main__":
     scripts = {"jax": "generator_jax_side.py", "torch": "generator_torch_side.py"}
-    sys.exit(main(__doc__.splitlines()[0], CELLS, scripts, ["torch", "transformers"], seconds=15.0))
+    sys.exit(main(__doc__.splitlines()[0], CELLS, scripts, ["torch", "transformers"], seconds=12.0))

@@ -15,6 +15,9 @@ from vimlab.nn.masks import Mask
 from vimlab.parallel.rules import constrain
 
 Caches = tuple[KeyValues, ...]
+# Into how many stretches decoding is cut, and the fewest positions of one. What attention reads at a position is a whole cache:
+# of n stretches, each with caches no longer than it needs, (n + 1) / 2n of what it reads without; n programs are compiled.
+STRETCHES, SHORTEST = 4, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Place:
     def window(self) -> int:
         return self.mask.window + 1
 
-    def slot(self, position: jax.Array) -> Slot:
-        """The place of a position i32[], and what it sees."""
+    def slot(self, position: jax.Array, size: int) -> Slot:
+        """The place of a position i32[], and what it sees of a cache of this size."""
         if not self.rolling:
-            return Slot(position, jnp.asarray(self.mask.allowed())[position])
+            return Slot(position, jnp.asarray(self.mask.allowed()[:, :size])[position])
         prefix, since = self.mask.prefix, position - self.mask.prefix  # `since` is negative within the prefix.
         back = jnp.mod(since - jnp.arange(self.window), self.window)
         near = jnp.asarray(np.isin(np.arange(self.window), self.mask.offsets))[back] & (back <= since)
@@ -102,6 +105,22 @@ class Incremental:
         zeros = lambda place: constrain(jnp.zeros(shape(place), backbone.dtype), "batch", "act_heads", "length", "act_head_dim")
         return tuple(KeyValues(zeros(place), zeros(place)) for place in self._places)
 
+    def stretches(self, count: int | None = None) -> list[tuple[int, int]]:
+        """Begin and end of `count` equal stretches of the positions; as many as pay by default."""
+        length = self._generator.layout.length
+        if count is None:
+            count = 1 if all(place.rolling for place in self._places) else max(1, min(STRETCHES, length // SHORTEST))
+        ends = [length * n // count for n in range(count + 1)]
+        return list(zip(ends[:-1], ends[1:], strict=True))
+
+    def lengthen(self, caches: Caches | None, whole: Caches, end: int) -> Caches:
+        """`caches` with room up to position `end`; what they lack, all if there are none, is taken from `whole`."""
+        if caches is None:
+            cut = lambda place, new: new if place.rolling else jax.tree.map(lambda x: x[:, :, :end], new)
+            return tuple(map(cut, self._places, whole))
+        grow = lambda old, new: jnp.concatenate([old, new[:, :, old.shape[2] : end]], 2)
+        return tuple(old if p.rolling else jax.tree.map(grow, old, new) for p, old, new in zip(self._places, caches, whole, strict=True))
+
     def prefill(self, ids: jax.Array, count: jax.Array) -> Caches:
         """The caches after the first `count` positions, i32[], of which all tokens are known, i32[B,N]: one parallel pass."""
         tokens = self._apply(ids[:, :-1], jnp.arange(ids.shape[1] - 1), method="embed")
@@ -116,7 +135,7 @@ class Incremental:
         """One position for all rows.
 
         Args:
-          caches: what the positions before left.
+          caches: what the positions before left, with room for this one.
           last: i32[B], the tokens before this position; not read at position 0.
           position: i32[], of the token to predict.
 
@@ -125,7 +144,7 @@ class Incremental:
         """
         token = self._apply(last[:, None], jnp.maximum(position - 1, 0)[None], method="embed")
         x = jnp.where(position == 0, self._prefix, jnp.repeat(token, self._branches, 0))
-        slots = {place: place.slot(position) for place in set(self._places)}
+        slots = {place: place.slot(position, cache.k.shape[2]) for place, cache in zip(self._places, caches, strict=True)}
         after = []
         for block, layer, memory, place, cache in zip(self._blocks, self._layers, self._memories, self._places, caches, strict=True):
             x, cache = block.apply({"params": layer}, x, memory, None, None, cache, slots[place])

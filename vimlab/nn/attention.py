@@ -97,7 +97,8 @@ class _Attention(nn.Module):
     def to_heads(self, x: jax.Array, product: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """f[B,L,width] → f[count,B,H,L,D]."""
         w, b = product
-        y = jnp.einsum("bld,dnhk->nbhlk", x.astype(self.dtype), w.astype(self.dtype))
+        # Asked for "nbhlk" at once, einsum puts w on the left, and CPUs then transpose the weights at every position decoded.
+        y = jnp.einsum("bld,dnhk->blnhk", x.astype(self.dtype), w.astype(self.dtype)).transpose(2, 0, 3, 1, 4)
         if b is not None:
             y += b.astype(self.dtype)[:, None, :, None]
         return constrain(y, None, "batch", "act_heads", "length", "act_head_dim")

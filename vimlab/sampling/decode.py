@@ -56,9 +56,9 @@ class Samples:
 
 def decode(
     generator: Generator, params: Any, condition: jax.Array, seeds: jax.Array, settings: Knobs, *, guided: bool,
-    given: jax.Array | None = None, keep: jax.Array | None = None, rolling: bool = True,
+    given: jax.Array | None = None, keep: jax.Array | None = None, rolling: bool = True, stretches: int | None = None,
 ) -> Samples:  # fmt: skip
-    """Draws B images. To be jitted; `guided` and `rolling` are static.
+    """Draws B images. To be jitted; `guided`, `rolling` and `stretches` are static.
 
     Args:
       generator, params: the model.
@@ -70,6 +70,7 @@ def decode(
       given, keep: tokens i32[B,N] and bool[B,N], which of them are to come back as they are. Positions that every image
         keeps at the start cost one parallel pass together.
       rolling: whether caches are cut to what layers can see; changes nothing but memory.
+      stretches: in how many loops, each with longer caches; `Incremental.stretches` chooses by default. Changes nothing but speed.
     """
     (images,), length = seeds.shape, generator.layout.length
     apply = lambda *args, method: generator.apply({"params": params}, *args, method=method)
@@ -95,13 +96,15 @@ def decode(
 
     start, ids = jnp.int32(0), jnp.zeros((images, length), jnp.int32)
     if keep is None:
-        caches = model.caches()
+        whole = model.caches()
     else:
         start = jnp.cumprod(keep.all(0).astype(jnp.int32)).sum()
         ids = jnp.where(keep, given, 0)
-        caches = model.prefill(ids, start)
-    carry = (caches, ids, jnp.zeros((images, length), jnp.float32))
-    _, ids, log_probs = jax.lax.fori_loop(start, length, body, carry)
+        whole = model.prefill(ids, start)
+    caches, log_probs = None, jnp.zeros((images, length), jnp.float32)
+    for begin, end in model.stretches(stretches):
+        carry = model.lengthen(caches, whole, end), ids, log_probs
+        caches, ids, log_probs = jax.lax.fori_loop(jnp.maximum(start, begin), end, body, carry)
     calls = length - start + (keep is not None)
     return Samples(Tokens(ids[..., None], generator.layout.spec), log_probs, calls)
 
@@ -116,8 +119,9 @@ def draw(scores: jax.Array, keys: jax.Array, settings: Knobs) -> tuple[jax.Array
         return filters.top_p(filters.top_k(scores, settings.top_k), settings.top_p)
 
     scores = jax.lax.cond((settings.top_k > 0) | (settings.top_p < 1), cut, lambda x: x, scores)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
-    ids = _argmax(scores + jnp.where(cold, 0, noise))
+    # Not a `where`: that would draw the noise and throw it away.
+    noise = jax.lax.cond(cold, lambda keys: jnp.zeros_like(scores), jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:])), keys)
+    ids = _argmax(scores + noise)
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), ids[:, None], axis=-1)[:, 0]
     return ids, jnp.where(cold, 0, log_prob)
 

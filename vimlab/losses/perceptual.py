@@ -5,7 +5,6 @@ from files that the user has: torchvision's `vgg16-397923af.pth` (the network) a
 (five linear heads), or one file that holds both. Nothing is downloaded.
 """
 
-import hashlib
 import os
 import pathlib
 import re
@@ -19,16 +18,13 @@ from jax.typing import DTypeLike
 from vimlab import safetensors_io, torch_io
 from vimlab.config import UserError
 from vimlab.nn.conv import conv2d
+from vimlab.weights import known_by, sha256
 
 # torchvision's indices of VGG16's convolutions, a row a resolution; the last of each row is compared after its ReLU.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)
 # The published heads' sums: whatever file they come from, other heads give another distance.
 HEAD_SUMS = (6.9260, 8.8583, 17.5150, 51.5213, 47.0349)
-KNOWN_FILES = {
-    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0": "torchvision's VGG16",
-    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868": "LPIPS v0.1 heads",
-}
 NEEDED = "LPIPS needs torchvision's vgg16-397923af.pth and lpips's weights/v0.1/vgg.pth, or one file that holds both"
 Weights = Mapping[str, jax.Array | np.ndarray]
 
@@ -113,10 +109,12 @@ def load_weights(*paths: str | os.PathLike) -> Weights:
 
 def provenance(*paths: str | os.PathLike) -> str:
     """One line for the log and beside every figure: each file's name, the start of its sha256, and what it is if known."""
-    hashes = {pathlib.Path(path).name: _sha256(path) for path in paths}
-    return "LPIPS from " + ", ".join(
-        f"{n} (sha256 {h[:8]}, {KNOWN_FILES.get(h, 'not a known file')})" for n, h in hashes.items()
-    )
+    parts = []
+    for path in paths:
+        digest = sha256(path)
+        known = known_by(digest)
+        parts.append(f"{pathlib.Path(path).name} (sha256 {digest[:8]}, {known.what if known else 'not a known file'})")
+    return "LPIPS from " + ", ".join(parts)
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
@@ -167,15 +165,10 @@ def _take(found: dict[str, np.ndarray], name: str, shape: tuple[int, ...], paths
 def _check_name(path: pathlib.Path) -> None:
     """torchvision puts the start of a file's sha256 into its name."""
     match = re.fullmatch(r"vgg16-([0-9a-f]{8})\.pth", path.name)
-    if match and not (found := _sha256(path)).startswith(match[1]):
+    if match and not (found := sha256(path)).startswith(match[1]):
         raise PerceptualError(
             f"{path} is damaged: its sha256 starts with {found[:8]}, not with the {match[1]} of its name; fetch it again"
         )
-
-
-def _sha256(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(weights: Weights, files: str) -> None:

@@ -1,4 +1,4 @@
-"""How near reconstructions come to held-out images: PSNR, SSIM, L1, L2 and a grid to look at."""
+"""How near reconstructions come to held-out images: PSNR, SSIM, MS-SSIM, L1, L2 and a grid to look at."""
 
 import dataclasses
 from typing import ClassVar
@@ -54,7 +54,7 @@ class Reconstruction:
         values = {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
         means = {k: float(v.mean()) for k, v in values.items()}
         means["psnr_of_mean_mse"] = float(image_metrics.psnr_of_mse(means["l2"]))
-        metrics = {k: means[k] for k in ("psnr", "psnr_of_mean_mse", "ssim", "l1", "l2") if k in means}
+        metrics = {k: means[k] for k in ("psnr", "psnr_of_mean_mse", "ssim", "ms_ssim", "l1", "l2") if k in means}
         protocol = {
             "count": len(values["l2"]),
             "rounding": "uint8",
@@ -63,6 +63,8 @@ class Reconstruction:
             "psnr_of_mean_mse": "PSNR of the mean over images of MSE",
             "ssim": "Gaussian 11x11, sigma 1.5, K 0.01 and 0.03, per channel, valid region",
         }
+        if "ms_ssim" in metrics:
+            protocol["ms_ssim"] = "SSIM's window at 5 scales of 2x2 means, weights of Wang et al. 2003, per channel"
         return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: _grid(shown)} if shown else {})
 
 
@@ -77,6 +79,8 @@ def _figures(images: jax.Array, rounded: jax.Array) -> dict[str, jax.Array]:
     figures = {"psnr": image_metrics.psnr, "l1": image_metrics.mae, "l2": image_metrics.mse}
     if min(images.shape[1:3]) > 2 * image_metrics.SSIM_RADIUS:
         figures["ssim"] = image_metrics.ssim
+    if min(images.shape[1:3]) >= image_metrics.MS_SSIM_SMALLEST:
+        figures["ms_ssim"] = image_metrics.ms_ssim
     return {name: metric(images, rounded) for name, metric in figures.items()}
 
 

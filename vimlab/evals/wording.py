@@ -11,6 +11,7 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "psnr": ("PSNR, mean over images", "dB", "{:.2f}".format),
     "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
     "ssim": ("SSIM", "", "{:.4f}".format),
+    "ms_ssim": ("MS-SSIM", "", "{:.4f}".format),
     "l1": ("L1, mean absolute error", "", "{:.4f}".format),
     "l2": ("L2, mean squared error", "", "{:.5f}".format),
     "usage": ("Codes used by the whole set", "", svg.percent),

@@ -17,7 +17,7 @@ LEVELS = [
     (7, r"vimlab\.(cli|train|trained|eval|tokenize|sample|ckpt|config_command|weights_command|doctor|run|data\.commands|(data\.)?__main__)"),
     (6, r"vimlab\.tasks\..*"),
     (5, r"vimlab\.evals(\..*)?"),
-    (4, r"vimlab\.(sampling(\..*)?|pretrained)"),
+    (4, r"vimlab\.((sampling|scoring)(\..*)?|pretrained)"),
     (3, r"vimlab\.(tokenizers|generators)(\..*)?"),
     (2, r"vimlab\.losses(\..*)?"),
     (1, r"vimlab\.nn(\..*)?"),

@@ -24,8 +24,9 @@ from vimlab.data.shards import Progress
 from vimlab.sampling.album import GRID, RECORD, Album
 from vimlab.sampling.decode import knobs
 from vimlab.sampling.guidance import Schedule
-from vimlab.sampling.rerank import SCORERS, best
+from vimlab.sampling.rerank import RANKINGS, best, image_text, likelihood
 from vimlab.sampling.sampler import Drawn, Sampler, in_groups
+from vimlab.scoring.scorers import SCORERS, ImageTextScorer
 from vimlab.trained import Trained, open_trained
 
 CONDITIONS = {"text": "a text", "class": "a class", "none": "nothing"}
@@ -40,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     image = read_image(args.image) if args.image else None
     trained = open_trained(args.workdir, args.step)
     names, conditions = conditions_of(trained, texts, args.classes)
-    total = len(names) * args.num
+    scorer, total = scorer_of(args, trained), len(names) * args.num
     if args.seed + total > 1 << 32:
         raise ConfigError(f"--seed is {args.seed}, but the seeds of {total:,} images must stay below 2^32; choose a smaller one")
-    album = Album(args.out or args.workdir / "samples", request_of(args, trained, names), names, args.num, args.seed)
+    album = Album(args.out or args.workdir / "samples", request_of(args, trained, names, scorer), names, args.num, args.seed)
     album.claim()
 
     start = time.monotonic()
@@ -51,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
         drawn = draw(args, trained, np.repeat(conditions, args.num, 0), image)
         seconds, scores, kept = time.monotonic() - start, None, np.arange(total).reshape(-1, args.num)
         if args.rerank:
-            scores = SCORERS[args.rerank](trained.predict)(drawn.images, drawn.ids, np.repeat(conditions, args.num, 0))
+            rank = image_text(scorer) if scorer else likelihood(trained.predict)
+            scores = rank(drawn.images, drawn.ids, np.repeat(conditions, args.num, 0), np.repeat(names, args.num).tolist())
             kept = best(scores, args.num, args.keep or args.num)
     if jax.process_index() == 0:
         album.write(drawn, kept, scores, _environment(args))
@@ -121,7 +123,16 @@ def _label(word: str, names: Sequence[str]) -> int:
                       f"or by number 0 to {len(names) - 1})")
 
 
-def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str]) -> dict[str, Any]:
+def scorer_of(args: argparse.Namespace, trained: Trained) -> ImageTextScorer | None:
+    """The network that --rerank names; None where it names none. Raises ConfigError and ClipError for what is wrong with its files."""
+    if args.rerank not in SCORERS:
+        return None
+    if trained.config.model.condition.NAME == "none":
+        raise ConfigError(f"--rerank {args.rerank} compares images with texts, but {trained.workdir} is told nothing; use --rerank likelihood")
+    return SCORERS[args.rerank](weights=args.scorer_weights or "", vocabulary=args.scorer_vocabulary or "").open()
+
+
+def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str], scorer: ImageTextScorer | None = None) -> dict[str, Any]:
     """All that the images depend on, as JSON values. Raises ConfigError where the model cannot do what is asked."""
     config, task, rows = trained.config, trained.task, trained.task.spec.grid[0]
     if args.guidance != 1 and not task.guided:
@@ -135,6 +146,7 @@ def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str])
         "workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(config.precision)).name,
         **task.identity, "condition": config.model.condition.NAME, "prompts": list(names), "image": image,
         **{name: getattr(args, name) for name in settings}, "keep": args.keep or args.num,
+        **(scorer.protocol() if scorer else {}),
     }  # fmt: skip
 
 
@@ -181,6 +193,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be {must}")
     if args.keep and not args.rerank:
         raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
+    files = args.scorer_weights is not None or args.scorer_vocabulary is not None
+    if files and args.rerank not in SCORERS:
+        raise ConfigError(f"--scorer-weights and --scorer-vocabulary are given, but nothing reads them; add --rerank {' or '.join(SCORERS)}")
     if (args.image is None) != (args.keep_rows is None):
         raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")
 
@@ -205,7 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedule", choices=typing.get_args(Schedule), default="constant", help="how guidance rises to S (constant)")
     parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
     parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
-    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=SCORERS, help="rank each prompt's images by a score (likelihood)")
+    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=RANKINGS, help="rank each prompt's images by a score (likelihood)")
+    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's model.safetensors, pytorch_model.bin or ViT-B-32.pt")
+    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
     parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser

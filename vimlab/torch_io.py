@@ -1,4 +1,4 @@
-"""Reads the tensors of a file written by `torch.save`, without torch: the zip format and the older plain one.
+"""Reads the tensors of a file written by `torch.save` or `torch.jit.save`, without torch: the zip formats and the older plain one.
 
 Such a file is a pickle, which may run code when it is loaded. Here nothing but dicts, numbers, text and tensors can be made.
 """
@@ -37,6 +37,8 @@ class TorchFileError(UserError):
 
 def read(path: str | os.PathLike, keep: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """The tensors of a state dict (or of the entry `state_dict` of a dict) whose names `keep` accepts, as host arrays.
+
+    Those of a TorchScript archive have the names that the module's state dict has; its code is not looked at.
 
     Raises:
       TorchFileError: another format, a damaged file, or one that holds objects other than tensors in dicts.
@@ -79,6 +81,19 @@ class _Tensor:
         return np.lib.stride_tricks.as_strided(values[offset:], shape, [s * dtype.itemsize for s in strides], writeable=False)
 
 
+class _Script:
+    """A module of a TorchScript archive: its tensors and submodules are the attributes that the pickle sets."""
+
+    def tensors(self, prefix: str = "") -> dict[str, _Tensor]:
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, _Script):
+                found |= value.tensors(f"{prefix}{name}.")
+            elif isinstance(value, _Tensor):
+                found[prefix + name] = value
+        return found
+
+
 class _Unpickler(pickle.Unpickler):
     GLOBALS = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -94,6 +109,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin1")  # Python 2 wrote byte strings.
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Script
         if (module, name) not in self.GLOBALS:
             raise TorchFileError(f"holds {module}.{name}, and only tensors are read; save the module's state_dict() alone")
         return self.GLOBALS[module, name]
@@ -128,6 +145,7 @@ def _read_legacy(file: Any, path: str | os.PathLike, keep: Callable[[str], bool]
 
 
 def _tensors(found: Any) -> dict[str, _Tensor]:
+    found = found.tensors() if isinstance(found, _Script) else found
     found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     tensors = {str(name): t for name, t in found.items() if isinstance(t, _Tensor)}
     if not tensors:

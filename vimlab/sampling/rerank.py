@@ -1,11 +1,12 @@
 """Choosing among the images drawn for one prompt: scorers by name, and the best of each prompt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from vimlab.sampling.sampler import in_groups
+from vimlab.scoring.scorers import SCORERS, ImageTextScorer, cosines
 
 Predict = Mapping[str, Callable[..., Any]]
 
@@ -14,8 +15,15 @@ Predict = Mapping[str, Callable[..., Any]]
 class Scorer(Protocol):
     """How well images fit their conditions."""
 
-    def __call__(self, images: np.ndarray, ids: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-        """f32[M], higher is better, of uint8[M,H,W,3], their tokens i32[M,N], and labels i32[M] or text ids i32[M,T]."""
+    def __call__(self, images: np.ndarray, ids: np.ndarray, conditions: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """f32[M], higher is better.
+
+        Args:
+          images: uint8[M,H,W,3].
+          ids: i32[M,N], their tokens.
+          conditions: labels i32[M] or text ids i32[M,T].
+          names: M texts or names of classes that the conditions stand for.
+        """
 
 
 def likelihood(predict: Predict) -> Scorer:
@@ -25,14 +33,23 @@ def likelihood(predict: Predict) -> Scorer:
     Uses predict["nll"]: (ids i32[B,N], condition) → f32[B,N].
     """
 
-    def score(images: np.ndarray, ids: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+    def score(images: np.ndarray, ids: np.ndarray, conditions: np.ndarray, names: Sequence[str]) -> np.ndarray:
         return -in_groups(predict["nll"], ids, conditions).mean(-1)
 
     return score
 
 
-# Each makes a Scorer from the predict functions of the generator, bound to its weights.
-SCORERS: dict[str, Callable[[Predict], Scorer]] = {"likelihood": likelihood}
+def image_text(network: ImageTextScorer) -> Scorer:
+    """The cosine of an image and its text, or the name of its class, in a pretrained network's space."""
+
+    def score(images: np.ndarray, ids: np.ndarray, conditions: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        return cosines(network, images, names)
+
+    return score
+
+
+# What images may be ranked by; all but the first by files that the user has.
+RANKINGS = ("likelihood", *SCORERS)
 
 
 def best(scores: np.ndarray, per_prompt: int, keep: int) -> np.ndarray:

@@ -1,9 +1,14 @@
-"""`vimlab weights list | verify | add FILE`: which public weight files vimlab can use, which are here, and whether they are whole."""
+"""`vimlab weights list | verify | add FILE | train DATA`: public weight files that vimlab can use, and weights of one's own."""
 
 import argparse
+import pathlib
+import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from vimlab import weights
+from vimlab.config import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +23,18 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("verify", help="hash the files that are here again; exit code 1 if one is damaged")
     add = commands.add_parser("add", help="check a file and copy it into the weights folder")
     add.add_argument("file", nargs="+", help="a fetched file, whatever its name")
+    train = commands.add_parser("train", help="train a small classifier on labelled pictures, for the extractor `trained`")
+    train.add_argument("data", help="training data with classes, as config.data.train")
+    train.add_argument("--out", required=True, type=pathlib.Path, help="file to write, FILE.safetensors")
+    train.add_argument("--eval", help="held-out data of the same classes, to say how good it is")
+    train.add_argument("--size", type=int, default=32, help="side of the pictures in pixels (32)")
+    train.add_argument("--crop", choices=("center", "resize"), default="resize", help="how pictures become square (resize)")
+    train.add_argument("--epochs", type=float, default=5.0, help="passes over the data (5)")
+    train.add_argument("--batch", type=int, default=128, help="pictures a step (128)")
+    train.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     args = parser.parse_args(argv)
+    if args.command == "train":
+        return _train(args)
     if args.command == "verify":
         return _verify()
     if args.command == "add":
@@ -51,3 +67,37 @@ def _verify() -> int:
     if not present:
         print(f"{weights.folder()} holds none of the known files; `vimlab weights list` says where they are published")
     return int(damaged > 0)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from vimlab.data.pipeline import EvalPipeline, TrainPipeline
+    from vimlab.data.sources import open_source
+    from vimlab.data.transforms import Center, Resize
+    from vimlab.evals import trained_features
+
+    source, held_out = open_source(args.data), open_source(args.eval) if args.eval else None
+    names = source.info.class_names
+    if not names:
+        raise ConfigError(f"{args.data!r} has no classes to train a classifier on")
+    if held_out and held_out.info.class_names != names:
+        raise ConfigError(f"the classes of {args.eval!r} are not those of {args.data!r}")
+    steps, smallest = int(args.epochs * len(source)) // args.batch, trained_features.LEAST_SIZE
+    if steps < 1 or args.size < smallest or args.out.suffix != ".safetensors":
+        raise ConfigError(f"--epochs and --batch must make at least 1 step (now {steps}), --size be at least {smallest}, --out end in .safetensors")
+    crop = Center() if args.crop == "center" else Resize(flip=args.flip)
+    pipeline = TrainPipeline(source, image_size=args.size, crop=crop, batch_size=args.batch, seed=0)
+    batches = ((b["image"], b["label"]) for b in pipeline.iterate())
+    done = 0
+    for loss, found in trained_features.train(batches, len(names), steps):
+        done = min(done + 50, steps)
+        print(f"\rstep {done}/{steps}  loss {loss:.3f} ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    facts = {"data": source.info.name, "fingerprint": source.info.fingerprint, "size": args.size, "crop": args.crop, "steps": steps}
+    if held_out:
+        whole = EvalPipeline(held_out, image_size=args.size, crop=Center() if args.crop == "center" else Resize(), batch_size=args.batch)
+        facts["accuracy"] = trained_features.accuracy(found, ((b["image"], np.where(b["mask"] > 0, b["label"], -1)) for b in whole), len(held_out))
+        print(f"accuracy on {args.eval}: {facts['accuracy']:.1%}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    trained_features.write(args.out, found, facts)
+    print(f"written: {args.out} (use it with --config.evals.fid.extractor.name=trained --config.evals.fid.extractor.weights={args.out})")
+    return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from vimlab.config import ConfigError, Duration
 from vimlab.evals.evaluator import Subject, condition_of, to_host
-from vimlab.sampling.decode import knobs
+from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
 from vimlab.sampling.sampler import Drawn, Sampler
 
@@ -93,7 +93,7 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self):
-        if self.count < 1:
+        if self.count is not None and self.count < 1:
             raise ConfigError(f"count is {self.count}, but must be at least 1")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
@@ -104,7 +104,13 @@ class Drawing:
             raise ConfigError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
 
     def draw(self, subject: Subject, prompts: Prompts, guidance: float) -> Drawn:
-        """A picture for each of M prompts. Uses predict_fns["sample"] and ["decode"].
+        """A picture for each of M prompts. Uses predict_fns["sample"] and ["decode"]; raises as `sampler` does."""
+        count = len(prompts.conditions)
+        sampler, settings = self.sampler(subject, count, prompts.batch, guidance)
+        return sampler.draw(prompts.conditions, np.arange(self.seed, self.seed + count, dtype=np.uint32), settings)
+
+    def sampler(self, subject: Subject, count: int, batch: int, guidance: float) -> tuple[Sampler, Knobs]:
+        """What draws `count` pictures, `batch` at a time or fewer, and its settings.
 
         Raises:
           ConfigError: guidance other than 1 of a model that was trained without dropping its condition.
@@ -115,17 +121,18 @@ class Drawing:
                 f"guidance is {guidance:g}, but this model never learned to do without its condition; evaluate at guidance 1, or train "
                 "with config.drop.rate=0.1"
             )
-        count = len(prompts.conditions)
         settings = knobs(
             subject.spec.length, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance=guidance, schedule=self.schedule
         )
         # As few rows as the devices allow: a batch for the whole set may be many times what is drawn.
-        rows = min(prompts.batch, -(-count // subject.ways) * subject.ways)
+        rows = min(batch, -(-count // subject.ways) * subject.ways)
         bind = lambda fn: lambda *args: fn(subject.state, *args)
-        seeds = np.arange(self.seed, self.seed + count, dtype=np.uint32)
-        return Sampler(bind(sample), bind(decode), rows).draw(prompts.conditions, seeds, settings)
+        return Sampler(bind(sample), bind(decode), rows), settings
 
     def protocol(self, subject: Subject, prompts: Prompts) -> dict[str, Any]:
         """What fixes the draws, but for guidance."""
-        settings = {key: getattr(self, key) for key in ("temperature", "top_k", "top_p", "schedule", "seed")}
-        return {"count": len(prompts.conditions), "condition": subject.condition, **settings, "seeds": "picture i has seed + i"}
+        return {"count": len(prompts.conditions), "condition": subject.condition, **self.settings(), "seeds": "picture i has seed + i"}
+
+    def settings(self) -> dict[str, Any]:
+        """How pictures are drawn, but for guidance."""
+        return {key: getattr(self, key) for key in ("temperature", "top_k", "top_p", "schedule", "seed")}

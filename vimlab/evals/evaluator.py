@@ -42,6 +42,7 @@ class Subject:
       condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
       guided: whether it was trained without its condition too, so that guidance means something.
       ways: what every batch size is a multiple of.
+      folder: where evaluators keep what they would not compute twice; `evaluate` sets it.
     """
 
     state: Any
@@ -54,6 +55,7 @@ class Subject:
     condition: str = "none"
     guided: bool = False
     ways: int = 1
+    folder: pathlib.Path | None = None
 
     def predict(self, name: str) -> Callable[..., jax.Array]:
         """The predict function of that name. Raises ConfigError where the task has none."""

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vimlab import weights as weight_files
-from vimlab.evals import inception, random_features
+from vimlab.evals import inception, random_features, trained_features
 
 Features = dict[str, jax.Array]
 Resize = Literal["pytorch-fid", "tf1"]
@@ -98,5 +98,22 @@ class Random:
         return Network(name=random_features.VERSION, identity=digest.hexdigest(), weights=weights, apply=random_features.apply)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A small classifier trained on a data set at hand by `vimlab weights train`.
+
+    Attributes:
+      weights: path of its file.
+    """
+
+    NAME: ClassVar[str] = "trained"
+    weights: str = ""
+
+    def open(self) -> Extractor:
+        """Reads the weights. Raises ConfigError where they are absent or of another kind."""
+        weights = trained_features.read(self.weights)
+        return Network(name=trained_features.VERSION, identity=weight_files.sha256(self.weights), weights=weights, apply=trained_features.apply)
+
+
 # What a config's `extractor` section may be; the first is meant where it names none.
-ExtractorConfig = Inception | Random
+ExtractorConfig = Inception | Random | Trained

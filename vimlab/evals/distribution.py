@@ -1,0 +1,269 @@
+"""How a set of pictures differs from a reference set: Fréchet and kernel distances, precision and recall, the Inception Score.
+
+Generated pictures are compared as their protocol says; reconstructions with the very crops that they were made of, which is what
+"reconstruction FID" means. A Fréchet distance is called FID where the network is the published Inception alone; else every figure
+carries its network's name.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from absl import logging
+
+from vimlab import pictures
+from vimlab.config import ConfigError, Duration
+from vimlab.evals import features, protocols, statistics
+from vimlab.evals.archives import write_images
+from vimlab.evals.drawing import Drawing
+from vimlab.evals.evaluator import Result, Subject
+from vimlab.evals.extractors import Extractor, ExtractorConfig, Inception
+from vimlab.evals.features import Features
+from vimlab.evals.frechet import Gaussian, frechet_distance
+from vimlab.evals.inception_score import inception_score
+from vimlab.evals.kernel_distance import kernel_distance
+from vimlab.evals.manifold import manifold_metrics
+from vimlab.evals.plan import conditions_of
+
+# Of the figures that compare pictures pair by pair, at most so many of each set, spread evenly over it.
+PAIRWISE = 10_000
+SUBSET, SHOWN = 1000, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What drawn pictures are compared with.
+
+    Attributes:
+      gaussians: of "features" and, where there are any, "spatial".
+      rows: f32[M,D], where they are known.
+      facts: for the protocol.
+    """
+
+    gaussians: Mapping[str, Gaussian]
+    rows: np.ndarray | None
+    facts: Mapping[str, Any]
+
+
+def compare(found: Features, reference: Reference, extractor: Extractor) -> dict[str, float]:
+    """Every figure that the two sets allow; those that need rows of the reference only where it has them."""
+    moments, suffix = found.moments(), _suffix(extractor)
+    if found.count < 2:
+        raise ConfigError(f"a Fréchet distance needs at least 2 pictures, but only {found.count} could be had")
+    titles = {"features": "fid", "spatial": "sfid"} if extractor.is_fid else {"features": "frechet" + suffix, "spatial": "spatial_frechet" + suffix}
+    figures = {
+        titles[name]: frechet_distance(moments[name], gaussian) for name, gaussian in reference.gaussians.items() if name in moments
+    }
+    if reference.rows is not None:
+        rows = found.array("features", PAIRWISE)
+        subset = min(SUBSET, len(rows), len(reference.rows))
+        if subset > 1:
+            figures["kid" + suffix], figures["kid_std" + suffix] = kernel_distance(rows, reference.rows, subset_size=subset)
+        if min(len(rows), len(reference.rows)) > 5:
+            figures |= {name + suffix: value for name, value in manifold_metrics(rows, reference.rows).items()}
+    return figures
+
+
+def _suffix(extractor: Extractor) -> str:
+    return "" if extractor.is_fid else "_" + extractor.name.replace("-", "_")
+
+
+def _terms(found: Features, reference: Reference, extractor: Extractor) -> dict[str, Any]:
+    """What fixes these figures, for their protocol."""
+    size = None if reference.rows is None else min(SUBSET, found.count, len(reference.rows))
+    return {
+        "extractor": extractor.name,
+        "extractor_identity": extractor.identity,
+        "reference": dict(reference.facts),
+        "rounding": "uint8",
+        "kid": f"unbiased, cubic kernel, mean over 100 pairs of subsets of {size}",
+        "precision": f"improved precision and recall with 3 neighbours, density and coverage with 5, of at most {PAIRWISE} pictures of each set",
+        "covariance": "divided by count - 1",
+    }
+
+
+def of_eval_set(subject: Subject, extractor: Extractor, which: str = "eval", count: int | None = None) -> Reference:
+    """The evaluation or training set as a reference."""
+    found = features.of_set(subject, extractor, which, count)
+    moments = found.moments()
+    facts = {k: v for k, v in found.shards.request.items() if k not in ("of", "shard")} | {"set": which, "count": found.count}
+    return Reference({k: m.gaussian() for k, m in moments.items()}, found.array("features", PAIRWISE), facts)
+
+
+def of_file(path: str, subject: Subject, extractor: Extractor, purpose: str) -> Reference:
+    """Statistics that vimlab wrote, or an outside reference as `outside:PATH`. Raises StatisticsError."""
+    if path.startswith("outside:"):
+        file = path.removeprefix("outside:")
+        gaussian, spatial = statistics.read_outside(file)
+        names, rows, facts = {"features": gaussian, "spatial": spatial}, None, {"file": pathlib.Path(file).name, "made_by": "others"}
+    else:
+        protocol = {"size": subject.protocol["size"], "crop": subject.protocol["crop"]}
+        read = statistics.read(path, purpose=purpose, extractor=extractor.name, identity=extractor.identity, protocol=protocol)
+        names, rows, facts = {"features": read.features, "spatial": read.spatial}, read.rows, {**read.protocol, "file": pathlib.Path(path).name}
+    return Reference({k: g for k, g in names.items() if g is not None}, rows, facts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated(Drawing):
+    """Draws as many pictures as the protocol says; what evaluators of drawn sets share.
+
+    Attributes:
+      count: pictures; None is the protocol's number, or, without one, as many as the evaluation set has.
+      protocol: a name of `protocols.PROTOCOLS`; None lets the other fields say.
+      plan: of the conditions; see `protocols.Protocol`. None is the protocol's, or else "balanced" for classes and "set" for captions.
+      guidance: scale of guidance; 1 is none.
+      extractor: the network whose features are compared.
+      pictures: an `.npz` file to write all pictures to, as others' evaluators read them; None writes none.
+    """
+
+    count: int | None = None
+    protocol: str | None = None
+    plan: protocols.Plan | None = None
+    guidance: float = 1.0
+    extractor: ExtractorConfig = Inception()
+    pictures: str | None = None
+
+    def settled(self, subject: Subject) -> tuple[int, str]:
+        """Count and plan. Raises ConfigError where the protocol is not for this run, or says otherwise."""
+        whole = len(subject.source) if subject.source else 0
+        if self.protocol is None:
+            return self.count or whole, self.plan or ("balanced" if subject.condition == "class" else "set")
+        protocol = protocols.named(self.protocol, "generation")
+        protocols.check(self.protocol, protocol, subject)
+        count = protocol.count or whole
+        for name, mine, its in (("count", self.count or None, count), ("plan", self.plan, protocol.plan)):
+            if mine not in (None, its):
+                raise ConfigError(f"evals.{self.NAME}.{name} is {mine!r}, but protocol {self.protocol!r} fixes it at {its!r}; leave one of them out")
+        return count, protocol.plan
+
+    def features(self, subject: Subject, extractor: Extractor) -> tuple[Features, dict[str, Any], np.ndarray]:
+        """Features of the drawn pictures, made as far as they are not kept yet; the protocol; the first pictures."""
+        count, plan = self.settled(subject)
+        if count < 2:
+            raise ConfigError(f"evals.{self.NAME} compares sets, and one of {count} pictures is none; give it a count")
+        conditions, batch = conditions_of(subject, plan, count, self.seed)
+        sampler, settings = self.sampler(subject, count, batch, self.guidance)
+        seeds = np.arange(self.seed, self.seed + count, dtype=np.uint32)
+        draw = lambda start, stop: sampler.draw(conditions[start:stop], seeds[start:stop], settings).images
+        request = self.settings() | {"guidance": self.guidance, "plan": plan, "set": subject.source.info.fingerprint if subject.source else None}
+        found = features.of_drawings(subject, extractor, request, count, draw, self.pictures is not None)
+        logging.info("%s: %d pictures to draw of %d", self.NAME, found.shards.missing, count)
+        protocol = request | {"named": self.protocol, "count": count, "condition": subject.condition, "seeds": "picture i has seed + i"}
+        return found, protocol, draw(0, min(SHOWN, count))
+
+    def export(self, found: Features) -> None:
+        """Writes all pictures, where that was asked for."""
+        if self.pictures is not None:
+            write_images(self.pictures, (shard["image"] for shard in found.shards), count=found.shards.count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fid(Generated):
+    """Compares drawn pictures with a reference: FID, sFID, KID, precision, recall, density, coverage.
+
+    Attributes:
+      reference: "eval" or "train", the run's sets under its evaluation crop; a file of statistics that vimlab wrote; or
+        `outside:PATH`, statistics of pytorch-fid's or a reference batch of guided-diffusion's.
+      write_reference: a file to write the reference's statistics to; None writes none.
+    """
+
+    NAME: ClassVar[str] = "fid"
+    reference: str = "eval"
+    write_reference: str | None = None
+
+    def run(self, subject: Subject) -> Result:
+        """Draws and compares. Uses predict_fns["sample"] and ["decode"]."""
+        self._check(subject)
+        extractor = self.extractor.open()
+        reference = (
+            of_eval_set(subject, extractor, self.reference)
+            if self.reference in ("eval", "train")
+            else of_file(self.reference, subject, extractor, "generation")
+        )
+        found, protocol, shown = self.features(subject, extractor)
+        metrics = compare(found, reference, extractor)
+        self.export(found)
+        if self.write_reference:
+            _write_reference(self.write_reference, "generation", reference, extractor)
+        return Result(
+            metrics=metrics,
+            protocol=protocol | _terms(found, reference, extractor),
+            pictures={"drawn": pictures.grid([shown[i : i + 8] for i in range(0, len(shown), 8)])},
+        )
+
+    def _check(self, subject: Subject) -> None:
+        if self.protocol and protocols.named(self.protocol, "generation").reference == "outside" and self.reference in ("eval", "train"):
+            about = protocols.PROTOCOLS[self.protocol].about
+            raise ConfigError(f"protocol {self.protocol!r} compares with {about}; set evals.fid.reference=outside:PATH to that file")
+        self.settled(subject)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InceptionScore(Generated):
+    """How sure a classifier is of each drawn picture, and how evenly its classes are met.
+
+    Attributes:
+      splits: parts of the set, over which mean and deviation are taken.
+    """
+
+    NAME: ClassVar[str] = "is"
+    splits: int = 10
+
+    def run(self, subject: Subject) -> Result:
+        """Draws and classifies. Uses predict_fns["sample"] and ["decode"]."""
+        extractor, size = self.extractor.open(), subject.protocol["size"]
+        if "logits" not in jax.eval_shape(extractor.apply, extractor.weights, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)):
+            raise ConfigError(f"the Inception Score needs a classifier, which {extractor.name} is not; set evals.is.extractor.name=inception")
+        found, protocol, _ = self.features(subject, extractor)
+        mean, deviation = inception_score(found.array("logits"), splits=self.splits)
+        self.export(found)
+        name = "inception_score" + _suffix(extractor)
+        terms = {"extractor": extractor.name, "extractor_identity": extractor.identity, "splits": self.splits, "order": "shuffled, seed 2020"}
+        return Result(metrics={name: mean, name + "_std": deviation}, protocol=protocol | terms)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rfid:
+    """Compares reconstructions with the pictures that they are of.
+
+    Attributes:
+      every: how often during training.
+      protocol: a name of `protocols.PROTOCOLS`; None is over the whole evaluation set.
+      reference: "eval", the very pictures; or statistics of them, for reconstruction, that vimlab wrote.
+      extractor: the network whose features are compared.
+      write_reference: a file to write the reference's statistics to; None writes none.
+    """
+
+    NAME: ClassVar[str] = "rfid"
+    every: Duration = Duration(1000)
+    protocol: str | None = None
+    reference: str = "eval"
+    extractor: ExtractorConfig = Inception()
+    write_reference: str | None = None
+
+    def run(self, subject: Subject) -> Result:
+        """Reconstructs and compares. Uses predict_fns["reconstruct"]."""
+        if self.protocol:
+            protocols.check(self.protocol, protocols.named(self.protocol, "reconstruction"), subject)
+        extractor = self.extractor.open()
+        if self.reference == "eval":
+            reference = of_eval_set(subject, extractor)
+        else:
+            reference = of_file(self.reference, subject, extractor, "reconstruction")
+        found = features.of_reconstructions(subject, extractor)
+        metrics = {f"r{name}": value for name, value in compare(found, reference, extractor).items()}
+        if self.write_reference:
+            _write_reference(self.write_reference, "reconstruction", reference, extractor)
+        return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | _terms(found, reference, extractor))
+
+
+def _write_reference(path: str, purpose: str, reference: Reference, extractor: Extractor) -> None:
+    count = reference.facts.get("count", 0)
+    rows = reference.rows if reference.rows is not None and len(reference.rows) == count else None
+    statistics.write(path, statistics.Statistics(
+        purpose=purpose, protocol=reference.facts, extractor=extractor.name, identity=extractor.identity, count=count,
+        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=rows,
+    ))  # fmt: skip

@@ -1,0 +1,168 @@
+"""Features of sets of pictures — of a data set, of reconstructions, of drawings — each kept in shards as they are made."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vimlab.config import ConfigError
+from vimlab.evals.evaluator import Subject, rows_of, to_host
+from vimlab.evals.extractors import Extractor
+from vimlab.evals.frechet import Moments
+from vimlab.evals.shards import Arrays, Shards
+from vimlab.sampling.sampler import batches
+
+ROWS = 64  # Pictures in one call of an extractor, whatever the batch: XLA's sums depend on the shape in their last bits.
+
+
+def featurise(extractor: Extractor, images: np.ndarray) -> Arrays:
+    """All that an extractor gives of pictures uint8[M,H,W,3], f32[M,…] by name."""
+    weights = jax.device_put(extractor.weights)
+    parts = []
+    for count, (rows,) in batches(ROWS, images):
+        found = _apply(extractor.apply, weights, rows)
+        parts.append({name: to_host(x)[:count] for name, x in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(apply: Callable, weights: Any, images: jax.Array) -> dict[str, jax.Array]:
+    return {name: x.astype(jnp.float32) for name, x in apply(weights, images.astype(jnp.float32) / 255).items()}
+
+
+class Pass:
+    """The pictures of a set by place, from one pass over it; places are asked for in rising order."""
+
+    def __init__(self, batches: Iterator[Mapping[str, Any]], look: Callable[[jax.Array], Any] | None = None) -> None:
+        self._rows, self._look, self._at = rows_of(batches), look, 0
+        self._waiting: list[Arrays] = []
+
+    def take(self, start: int, stop: int) -> Arrays:
+        """{"image": uint8[n,H,W,3], "real": bool[n], "looked": what `look` made of the pictures} of places start to stop."""
+        parts = []
+        while self._at < stop:
+            if not self._waiting:
+                images, batch, real = next(self._rows)
+                wanted = self._look and self._at + len(real) > start  # What was looked at before an interruption is only passed by.
+                looked = {"looked": to_host(self._look(images))} if wanted else {}
+                self._waiting.append({"image": to_host(batch["image"]), "real": real} | looked)
+            rows = self._waiting.pop()
+            count = min(len(rows["real"]), stop - self._at)
+            if count < len(rows["real"]):
+                self._waiting.append({name: x[count:] for name, x in rows.items()})
+            skip = min(max(0, start - self._at), count)
+            if skip < count:
+                parts.append({name: x[skip:count] for name, x in rows.items()})
+            self._at += count
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def of_set(subject: Subject, extractor: Extractor, which: str, count: int | None = None) -> "Features":
+    """Features of the evaluation set ("eval") or of `count` training pictures under its crop ("train"). Raises ConfigError."""
+    if which == "eval":
+        info, size, start = subject.source.info, len(subject.source), subject.batches
+    else:
+        if subject.training is None:
+            raise ConfigError("the training set is not at hand; compare with the evaluation set")
+        info, _ = subject.training(count or 1)
+        size, start = min(info.size, count or info.size), lambda: subject.training(count)[1]
+    request = {"of": "set", "fingerprint": info.fingerprint, "name": info.name, **_shape(subject), **_network(extractor)}
+    pictures = functools.cache(lambda: Pass(start()))
+
+    def make(first: int, last: int) -> Arrays:
+        rows = pictures().take(first, last)
+        return featurise(extractor, rows["image"]) | {"real": rows["real"]}
+
+    return Features(Shards(subject.folder / "sets", request, size, make), extractor)
+
+
+def of_reconstructions(subject: Subject, extractor: Extractor) -> "Features":
+    """Features of what the model makes of the evaluation set, rounded to 8 bits. Uses predict_fns["reconstruct"]."""
+    reconstruct = subject.predict("reconstruct")
+    look = lambda images: jnp.round(jnp.clip(reconstruct(subject.state, images).astype(jnp.float32), 0, 1) * 255).astype(jnp.uint8)
+    pictures = functools.cache(lambda: Pass(subject.batches(), look))
+    request = {"of": "reconstructions", "fingerprint": subject.source.info.fingerprint, **_shape(subject), **_network(extractor), **_model(subject)}
+
+    def make(first: int, last: int) -> Arrays:
+        rows = pictures().take(first, last)
+        return featurise(extractor, rows["looked"]) | {"real": rows["real"]}
+
+    return Features(Shards(_of_step(subject), request, len(subject.source), make), extractor)
+
+
+def of_drawings(subject: Subject, extractor: Extractor, request: Mapping[str, Any], count: int, draw: Callable[[int, int], np.ndarray],
+                keep: bool) -> "Features":  # fmt: skip
+    """Features of what a generator draws.
+
+    Args:
+      request: JSON values that fix the drawings, beside the model.
+      draw: pictures uint8[n,H,W,3] of places `start` to `stop`.
+      keep: whether the pictures themselves are kept, under "image".
+    """
+    request = {"of": "drawings", "pictures": keep, **request, **_network(extractor), **_model(subject)}
+
+    def make(first: int, last: int) -> Arrays:
+        images = draw(first, last)
+        return featurise(extractor, images) | {"real": np.ones(len(images), bool)} | ({"image": images} if keep else {})
+
+    return Features(Shards(_of_step(subject), request, count, make), extractor)
+
+
+class Features:
+    """Features of a set of pictures; those that could not be read are left out.
+
+    Attributes:
+      shards: where they are kept.
+      count: pictures that could be read; known once `moments` or `array` has gone through all.
+    """
+
+    def __init__(self, shards: Shards, extractor: Extractor) -> None:
+        self.shards, self._extractor = shards, extractor
+
+    def moments(self) -> dict[str, Moments]:
+        """Of "features" and, where the network has them, "spatial"; made and stored as far as they are missing."""
+        found: dict[str, Moments] = {}
+        for shard in self.shards:
+            for name in {"features", "spatial"} & shard.keys():
+                found.setdefault(name, Moments(shard[name].shape[1])).add(shard[name][shard["real"]])
+        self.count = found["features"].count
+        return found
+
+    def array(self, name: str, most: int | None = None) -> np.ndarray:
+        """One array of all pictures, or of `most` spread evenly over them; fewer by those that could not be read."""
+        total, start, parts = self.shards.count, 0, []
+        places = np.arange(total) if most is None or most >= total else np.arange(most) * total // most
+        for shard in self.shards:
+            size = len(shard["real"])
+            chosen = np.zeros(size, bool)
+            chosen[places[(places >= start) & (places < start + size)] - start] = True
+            parts.append(shard[name][chosen & shard["real"]])
+            start += size
+        return np.concatenate(parts)
+
+
+def _shape(subject: Subject) -> dict[str, Any]:
+    return {"crop": subject.protocol["crop"], "size": subject.protocol["size"]}
+
+
+def _network(extractor: Extractor) -> dict[str, Any]:
+    return {"extractor": extractor.name, "identity": extractor.identity}
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    return {"step": subject.step, "dtype": subject.protocol["dtype"], "weights": _digest(subject.state)}
+
+
+def _of_step(subject: Subject):
+    return subject.folder / f"step_{subject.step:08d}"
+
+
+def _digest(state: Any) -> str:
+    """Tells apart the weights of two runs that reached the same step; of extremes, which no order of summation changes."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
+    extremes = jax.jit(lambda leaves: [jnp.stack([x.min(), x.max()]).astype(jnp.float32) for x in leaves])(leaves)
+    return hashlib.sha256(b"".join(to_host(x).tobytes() for x in extremes)).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""What was computed of many images, kept in files a shard at a time: an interrupted evaluation goes on where it stopped."""
+
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from vimlab.config import ConfigError
+from vimlab.evals.archives import beside
+from vimlab.pictures import write_whole
+
+SIZE = 1024  # Images in a shard: whatever the batch, so that shards of one batch size go on under another.
+Arrays = dict[str, np.ndarray]
+
+
+class Shards:
+    """Arrays [N,…] of N images, in files that are named by what they are of.
+
+    Args:
+      folder: for all requests; each has a folder of its own in it.
+      request: JSON values that fix every number of the arrays; the batch size and the devices are none of them.
+      count: N.
+      make: the arrays of images `start` to `stop`; called for shards that are not there yet.
+      size: images in a shard.
+
+    Attributes:
+      path: the folder of this request.
+      count: N.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, request: Mapping[str, Any], count: int, make: Callable[[int, int], Arrays], *, size: int = SIZE
+    ) -> None:
+        self.request = {**request, "count": count, "shard": size}
+        text = json.dumps(self.request, sort_keys=True, allow_nan=False)
+        self.path = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.count, self._make = count, make
+        self._bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if jax.process_index() == 0 and not (self.path / "request.json").exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "request.json", text.encode())
+
+    def __iter__(self) -> Iterator[Arrays]:
+        """The arrays of each shard, in order; made and stored where they are missing, and where a file is damaged."""
+        for index, (start, stop) in enumerate(self._bounds):
+            found = self._read(index, stop - start)
+            if found is None:
+                found = self._make(start, stop)
+                wrong = {name: x.shape for name, x in found.items() if len(x) != stop - start}
+                if wrong:
+                    raise ConfigError(f"a shard of {stop - start} images was given arrays {wrong}")
+                if jax.process_index() == 0:
+                    self._write(index, found)
+            yield found
+
+    @property
+    def missing(self) -> int:
+        """Images that are still to be made."""
+        return sum(stop - start for i, (start, stop) in enumerate(self._bounds) if not self._file(i).exists())
+
+    def _file(self, index: int) -> pathlib.Path:
+        return self.path / f"{index:05d}.npz"
+
+    def _read(self, index: int, count: int) -> Arrays | None:
+        """A stored shard; None where it is to be made, which all processes decide alike."""
+        arrays = None
+        if self._file(index).exists():
+            try:
+                with np.load(self._file(index)) as file:
+                    arrays = {name: file[name] for name in file.files}
+                if any(len(x) != count for x in arrays.values()):
+                    arrays = None
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                logging.warning("%s is damaged and is made again", self._file(index))
+        return arrays if _all_agree(arrays is not None) else None
+
+    def _write(self, index: int, arrays: Arrays) -> None:
+        with beside(self._file(index)) as file:
+            np.savez(file, **arrays)
+
+
+def _all_agree(value: bool) -> bool:
+    """Whether it is so on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(value)).all())

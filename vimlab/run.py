@@ -8,7 +8,7 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import vimlab
 from vimlab import config as configs
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError, Duration
+from vimlab.data.base import Source, Subset, held_out
 from vimlab.data.cache import check_cache
 from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.images import DECODER
@@ -152,9 +153,34 @@ class Run:
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = batch_size or self.config.batch_size
         batch_size = -(-min(batch_size, len(self.eval_source)) // ways) * ways  # Whole rows on every device.
-        crop = self.config.data.eval_crop
+
+        def training(count: int):
+            # Pixels, also of a run on cached tokens; spread over the set, which may be sorted by class.
+            source, _ = open_train_eval(dataclasses.replace(self.config.data, tokens=None))
+            if count < len(source):
+                source = Subset(source, held_out(len(source), count), f" {count} spread evenly")
+            return source.info, self._passes(source, batch_size)()
+
+        info = self.eval_source.info
+        protocol = {
+            "data": self.config.data.eval or f"{self.config.data.holdout} images held out of {self.config.data.train}",
+            "fingerprint": info.fingerprint,
+            "split": info.name,
+            "crop": configs.to_dict(self.config.data.eval_crop),
+            "size": self.task.image_size,
+            "dtype": jnp.dtype(self.dtype).name,
+            "parameters": "average" if getattr(state, "ema", None) else "trained",
+            "identity": self.task.identity,
+            "command": " ".join(["vimlab", *sys.argv[1:]]),
+        }
+        told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
+        return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, batch_size), spec=self.task.spec,
+                       protocol=protocol, step=step, source=self.eval_source, ways=ways, training=training, **told)
+
+    def _passes(self, source: Source, batch_size: int) -> Callable[[], Iterator[dict[str, jax.Array]]]:
+        """Starts passes over a source under evaluation's crop, in global batches."""
         pipeline = EvalPipeline(
-            self.eval_source, image_size=self.task.image_size, crop=crop, batch_size=batch_size,
+            source, image_size=self.task.image_size, crop=self.config.data.eval_crop, batch_size=batch_size,
             process_index=jax.process_index(), process_count=jax.process_count(), threads=self.config.data.threads,
             max_bad=self.config.data.max_bad, text=self.task.text,
         )
@@ -165,21 +191,7 @@ class Run:
                 rows = batch | {"index": batch["index"].astype(np.int32)}
                 yield {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
 
-        info = self.eval_source.info
-        protocol = {
-            "data": self.config.data.eval or f"{self.config.data.holdout} images held out of {self.config.data.train}",
-            "fingerprint": info.fingerprint,
-            "split": info.name,
-            "crop": configs.to_dict(crop),
-            "size": self.task.image_size,
-            "dtype": jnp.dtype(self.dtype).name,
-            "parameters": "average" if getattr(state, "ema", None) else "trained",
-            "identity": self.task.identity,
-            "command": " ".join(["vimlab", *sys.argv[1:]]),
-        }
-        told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
-        return Subject(state=state, predict_fns=self.predict_fns, batches=batches, spec=self.task.spec, protocol=protocol, step=step,
-                       source=self.eval_source, ways=ways, **told)
+        return batches
 
     def environment(self) -> dict[str, Any]:
         """Versions, devices and data of this start of the run, for run.json and every checkpoint."""

@@ -8,12 +8,14 @@ from vimlab.evals.alignment import Alignment, of_shapes
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.evaluator import Evaluator, Result, Subject, evaluate
 from vimlab.evals.likelihood import Likelihood
+from vimlab.evals.probe import Probe
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.evals.samples import Samples
+from vimlab.evals.token_language import TokenLanguage
 
 __all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate", "suited"]
 
-EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment)}
+EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment, TokenLanguage, Probe)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class EvalsConfig:
     likelihood: Likelihood | None = None
     samples: Samples | None = None
     alignment: Alignment | None = None
+    token_language: TokenLanguage | None = None
+    probe: Probe | None = None
 
     def enabled(self) -> dict[str, Evaluator]:
         """The evaluators that run during training."""

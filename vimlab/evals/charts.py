@@ -44,6 +44,12 @@ class Plot:
 PLOTS = (
     Plot("Loss", ("loss", "total_loss"), log=True),
     Plot("Bits per token", ("bits_per_token", "unigram_bits")),
+    Plot("Accuracy of linear probes", ("*_accuracy",), from_zero=True),
+    Plot("Perplexity of n-grams", ("perplexity_*",), log=True),
+    Plot("Exponents of Zipf's and Heaps' laws", ("zipf_exponent_*", "heaps_exponent")),
+    Plot("Saved by compressing tokens", ("*_saving",)),
+    Plot("Entropy at a position, bits", ("position_entropy_*",)),
+    Plot("What a token says of the class, bits", ("class_*_bits",), from_zero=True),
     Plot("Captions shown in full", GROUPS, from_zero=True),
     Plot("Captions shown at other scales of guidance", ("seen_at_*", "held_out_at_*"), from_zero=True),
     Plot("Statements shown, by kind", ("*_right",), from_zero=True),
@@ -157,6 +163,37 @@ def _over_guidance(title: str, curve: list[dict[str, Any]], names: list[str]) ->
         series.append(svg.Series(label, at, shares, sparse=True, colour=i % COLOURS))
     drawing = svg.curves(series, title=title, last_step=float(at[-1]), from_zero=True, form=svg.percent)
     return page.plot(title, drawing, [(s.colour, s.label, svg.percent(float(s.y[-1]))) for s in series])
+
+
+def language_plots(arrays: Mapping[str, Any]) -> str:
+    """The curves of token_language with the laws fitted to them, and the map of entropies."""
+    laws = [
+        ("Frequency of tokens over rank", arrays["rank_frequency_unigrams"], "Zipf's law"),
+        ("Frequency of bigrams over rank", arrays["rank_frequency_bigrams"], "Zipf's law"),
+        ("Distinct tokens over tokens seen", arrays["innovation"], "Heaps' law"),
+    ]
+    title, at = "Entropy at each position, bits", np.array(arrays["position_entropy"])
+    plots = [_law(*law) for law in laws if law[1]["x"]]
+    return _wrap("pair", [*plots, page.plot(title, svg.heat_map(at, title=title, form="{:.2f}".format))])
+
+
+def _law(title: str, curve: Mapping[str, list[float]], name: str) -> str:
+    x = np.array(curve["x"], float)
+    series = [svg.Series("measured", x, np.array(curve["y"], float))]
+    series += [svg.Series(name, x, np.array(curve["fit"]), colour=1)] if curve["fit"] else []
+    drawing = svg.curves(series, title=title, last_step=float(x[-1]), log=True, log_x=True, smoothed=False)
+    return page.plot(title, drawing, [(s.colour, s.label, "") for s in series])
+
+
+def probe_plot(blocks: list[Mapping[str, float]], baselines: Mapping[str, float]) -> str:
+    """Accuracy over the blocks of a generator, counted from 1, with the baselines as level lines."""
+    title, at = "Accuracy of a linear probe, by block", np.arange(1, len(blocks) + 1)
+    level = lambda share: np.full(len(at), share)
+    values = {"evaluation set": [b["accuracy"] for b in blocks], "held-out training examples": [b["held_out"] for b in blocks]}
+    series = [svg.Series(label, at, np.array(y), sparse=True, colour=i) for i, (label, y) in enumerate(values.items())]
+    series += [svg.Series(label, at, level(y), colour=i) for i, (label, y) in enumerate(baselines.items(), len(series))]
+    drawing = svg.curves(series, title=title, last_step=float(at[-1]), from_zero=True, form=svg.percent, smoothed=False)
+    return page.plot(title, drawing, [(s.colour, s.label, svg.percent(float(s.y.max()))) for s in series])
 
 
 def speed(run: Run) -> float | None:

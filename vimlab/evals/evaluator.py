@@ -16,7 +16,7 @@ import numpy as np
 import vimlab
 from vimlab import pictures
 from vimlab.config import ConfigError, Duration
-from vimlab.data.base import Source
+from vimlab.data.base import Source, SourceInfo
 from vimlab.sampling.sampler import to_host
 from vimlab.tokens import TokenSpec
 
@@ -31,7 +31,8 @@ class Subject:
     Attributes:
       state: handed to the predict functions as it is.
       predict_fns: {"reconstruct": (state, images f32[B,H,W,3] in [0,1]) → f32[B,H,W,3],
-        "encode": (state, images) → Tokens}, both jitted; a generator's have "decode", "nll" and "sample" too.
+        "encode": (state, images) → Tokens, "features": (state, images) → {name: f32[B,C] or f32[depth,B,C]}}, all jitted; a
+        generator's have "decode", "nll" and "sample" too.
       batches: starts one pass over the set in its fixed order: {"image": uint8[B,S,S,3], "label": i32[B], "index": i32[B],
         "mask": f32[B]} and, where the model reads it, "text" i32[B,T]; the last batch is filled up to B with examples of
         mask 0. Arrays of NumPy, or global ones of JAX.
@@ -42,6 +43,8 @@ class Subject:
       condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
       guided: whether it was trained without its condition too, so that guidance means something.
       ways: what every batch size is a multiple of.
+      training: opens a number of training examples, or all where there are fewer, cut as the evaluation set is: (what they
+        are, one pass in batches of the evaluation's form); None where they are not at hand.
       folder: where evaluators keep what they would not compute twice; `evaluate` sets it.
     """
 
@@ -55,6 +58,7 @@ class Subject:
     condition: str = "none"
     guided: bool = False
     ways: int = 1
+    training: Callable[[int], tuple[SourceInfo, Iterator[Mapping[str, Any]]]] | None = None
     folder: pathlib.Path | None = None
 
     def predict(self, name: str) -> Callable[..., jax.Array]:
@@ -70,10 +74,9 @@ class Subject:
           ConfigError: the set is empty.
         """
         count = 0
-        for batch in self.batches():
-            real = to_host(batch["mask"]) > 0
+        for images, batch, real in rows_of(self.batches()):
             count += int(real.sum())
-            yield _to_float(batch["image"]), batch, real
+            yield images, batch, real
         if not count:
             raise ConfigError(
                 f"the evaluation set {self.protocol['data']!r} (split {self.protocol['split']!r}) holds no images"
@@ -115,6 +118,11 @@ class Evaluator(Protocol):
 @jax.jit
 def _to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
+
+
+def rows_of(batches: Iterator[Mapping[str, Any]]) -> Iterator[tuple[jax.Array, Mapping[str, Any], np.ndarray]]:
+    """Images f32[B,S,S,3] in [0,1], the batch that they are of, and which of its rows are real, bool[B]."""
+    return ((_to_float(batch["image"]), batch, to_host(batch["mask"]) > 0) for batch in batches)
 
 
 def condition_of(batch: Mapping[str, Any]) -> Any:

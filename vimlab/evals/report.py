@@ -92,7 +92,7 @@ def figures(run: workdir.Run) -> str:
             rows.append(f'<tr><td>{page.escape(name_of(metric))}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
         note = f"{protocol['count']:,} images ({_short(protocol['split'])}), step {protocol['step']:,}"
         tables.append(
-            f'<figure><h3>{page.escape(name.capitalize())}</h3><p class="note">{page.escape(note)}</p>'
+            f'<figure><h3>{page.escape(name.capitalize().replace("_", " "))}</h3><p class="note">{page.escape(note)}</p>'
             f"<table>{''.join(rows)}</table>"
             f"{page.folded('Protocol: how these figures came about', page.pairs(_plain(protocol)))}</figure>"
         )
@@ -140,6 +140,35 @@ def codebook(run: workdir.Run) -> str:
     return page.section("Codebook", f'<div class="pair">{"".join(drawings)}<div><p>{page.escape(text)}</p>{note}</div></div>')
 
 
+def language(run: workdir.Run) -> str:
+    """The tokens as a language: how frequent, how new, how varied from place to place."""
+    records = run.results.get("token_language")
+    if not records:
+        return ""
+    fixed, metrics = np.log2(records[-1]["protocol"]["codes"]), records[-1]["metrics"]
+    text = (
+        f"A token takes {fixed:.2f} bits as a number, {metrics['entropy_bits']:.2f} as one of its frequency, and "
+        f"{metrics['lzma_bits']:.2f} after LZMA. Straight lines are the laws of natural language: frequency falls as a power of the "
+        "rank (Zipf), and new tokens appear as a power of those seen (Heaps), until a codebook has no more."
+    )
+    return page.section("Token language", f"<p>{page.escape(text)}</p>", charts.language_plots(records[-1]["arrays"]))
+
+
+def probe(run: workdir.Run) -> str:
+    """How well a linear classifier tells classes from each block of a generator."""
+    records = run.results.get("probe")
+    if not records or "blocks" not in records[-1]["arrays"]:
+        return ""
+    arrays, metrics = records[-1]["arrays"], records[-1]["metrics"]
+    baselines = {name: metrics[f"{name}_accuracy"] for name in ("latents", "pixels", "chance")}
+    plot = charts.probe_plot(arrays["blocks"], baselines)
+    text = (
+        f"Block {metrics['best_block']:.0f} of {len(arrays['blocks'])} does best on held-out training examples, and tells "
+        f"{svg.percent(metrics['block_accuracy'])} of the evaluation set's pictures right."
+    )
+    return page.section("Linear probe", f'<div class="pair">{plot}<p>{page.escape(text)}</p></div>')
+
+
 def more_curves(run: workdir.Run) -> str:
     """All metrics without a named plot."""
     return page.section("More curves", charts.more_plots(run))
@@ -165,6 +194,8 @@ SECTIONS: Sequence[Callable[[workdir.Run], str]] = (
     shown_pictures,
     curves,
     codebook,
+    language,
+    probe,
     more_curves,
     setting,
     foot,

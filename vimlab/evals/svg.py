@@ -1,4 +1,4 @@
-"""Plots as SVG text without any library: curves over steps and sorted frequencies. Colours come from the page's style."""
+"""Plots as SVG text without any library: curves, sorted frequencies, maps. Colours come from the page's style."""
 
 import dataclasses
 import html
@@ -126,8 +126,9 @@ def curves(
     form: Callable[[float], str] = compact,
     marks: Sequence[float] = (),
     frame: Frame = LARGE,
+    log_x: bool = False,
 ) -> str:
-    """Curves over training steps, or over whatever else begins at 0.
+    """Curves over training steps, or over whatever else begins at 0, or on a logarithmic axis at 1.
 
     Args:
       title: for those who hear the page.
@@ -137,6 +138,7 @@ def curves(
       from_zero: the y axis reaches down to zero at least.
       form: formats the labels of the y axis.
       marks: steps to mark with a vertical line.
+      log_x: logarithmic x, from 1.
     """
     drawn = [(s, *thin(s.x, s.y)) for s in series]
     values = np.concatenate([y for _, _, y in drawn])
@@ -150,12 +152,13 @@ def curves(
         room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low if from_zero and low == 0 else low - room, high + room
         labels, place = ticks(low, high, frame.ticks), np.asarray
-    at_x = lambda v: frame.left + np.asarray(v, float) / max(last_step, 1) * (frame.right - frame.left)
+    along = (lambda v: np.log(v) / np.log(max(last_step, 2))) if log_x else (lambda v: np.asarray(v, float) / max(last_step, 1))
+    at_x = lambda v: frame.left + along(v) * (frame.right - frame.left)
     at_y = lambda v: frame.bottom - (place(v) - place(low)) / (place(high) - place(low)) * (frame.bottom - frame.top)
     parts = _axes(
         frame,
         [(float(at_y(v)), form(v)) for v in labels],
-        [(float(at_x(v)), compact(v)) for v in ticks(0, last_step, frame.ticks)],
+        [(float(at_x(v)), compact(v)) for v in (log_ticks(1, last_step) if log_x else ticks(0, last_step, frame.ticks))],
     )
     parts += [
         f'<line class="mark" x1="{at_x(m):.1f}" x2="{at_x(m):.1f}" y1="{frame.top}" y2="{frame.bottom}"/>'
@@ -196,6 +199,26 @@ def frequencies(counts: np.ndarray, *, title: str, frame: Frame = LARGE) -> str:
     )
     parts.append(f'<line class="even" x1="{frame.left}" x2="{frame.right}" y1="{at_y(mean):.1f}" y2="{at_y(mean):.1f}"/>')
     parts.append(f'<text class="tick" x="{frame.right - 2}" y="{at_y(mean) - 5:.1f}" text-anchor="end">even use</text>')
+    return _svg(frame, title, parts)
+
+
+def heat_map(values: np.ndarray, *, title: str, form: Callable[[float], str] = number, frame: Frame = LARGE) -> str:
+    """A map of f64[rows, columns], the fuller the colour the higher, with a scale from the lowest value to the highest."""
+    low, high = float(values.min()), float(values.max())
+    full = lambda v: 0.06 + 0.94 * ((v - low) / (high - low) if high > low else 0.5)
+    side = (frame.bottom - frame.top) / max(values.shape)
+    parts = [
+        f'<rect class="area c0" style="opacity:{full(v):.3f}" x="{frame.left + j * side:.2f}" y="{frame.top + i * side:.2f}" '
+        f'width="{side:.2f}" height="{side:.2f}"><title>{form(v)}</title></rect>'
+        for i, row in enumerate(values)
+        for j, v in enumerate(row)
+    ]
+    x, step = frame.left + side * values.shape[1] + 24, (frame.bottom - frame.top) / 20
+    for n, v in enumerate(np.linspace(high, low, 20)):
+        parts.append(
+            f'<rect class="area c0" style="opacity:{full(v):.3f}" x="{x:.1f}" y="{frame.top + n * step:.2f}" width="12" height="{step:.2f}"/>'
+        )
+    parts += [f'<text class="tick" x="{x + 18:.1f}" y="{y:.1f}">{form(v)}</text>' for y, v in ((frame.top + 8, high), (frame.bottom, low))]
     return _svg(frame, title, parts)
 
 

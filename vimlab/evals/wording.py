@@ -39,6 +39,32 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "shape_right": ("Shapes right", "", svg.percent),
     "size_right": ("Sizes right", "", svg.percent),
     "relation_right": ("Relations right", "", svg.percent),
+    "huffman_bits": ("Huffman code, per token", "bits", "{:.3f}".format),
+    "huffman_saving": ("Saved by it of a fixed-length code", "", svg.percent),
+    "lzma_bits": ("LZMA, per token", "bits", "{:.3f}".format),
+    "lzma_saving": ("Saved by it of a fixed-length code", "", svg.percent),
+    "zipf_exponent_unigrams": ("Zipf exponent of tokens", "", "{:.3f}".format),
+    "zipf_r2_unigrams": ("R² of that fit", "", "{:.3f}".format),
+    "zipf_exponent_bigrams": ("Zipf exponent of bigrams", "", "{:.3f}".format),
+    "zipf_r2_bigrams": ("R² of that fit", "", "{:.3f}".format),
+    "heaps_exponent": ("Heaps exponent, token innovation", "", "{:.3f}".format),
+    "heaps_r2": ("R² of that fit", "", "{:.3f}".format),
+    "vocabulary_share_100": ("Of all tokens that occur, those in 100 images", "", svg.percent),
+    "perplexity_unigrams": ("Perplexity of unigrams", "", "{:,.1f}".format),
+    "perplexity_bigrams": ("Perplexity of bigrams", "", "{:,.1f}".format),
+    "perplexity_trigrams": ("Perplexity of trigrams", "", "{:,.1f}".format),
+    "position_entropy_mean": ("Entropy at a position, mean", "bits", "{:.2f}".format),
+    "position_entropy_min": ("Entropy at a position, lowest", "bits", "{:.2f}".format),
+    "position_entropy_max": ("Entropy at a position, highest", "bits", "{:.2f}".format),
+    "class_information_bits": ("What a token says of the class", "bits", "{:.4f}".format),
+    "class_information_shuffled_bits": ("The same of shuffled classes, by chance alone", "bits", "{:.4f}".format),
+    "class_entropy_bits": ("Entropy of the classes", "bits", "{:.3f}".format),
+    "block_accuracy": ("Linear probe of the best block", "", svg.percent),
+    "best_block": ("That block, counted from 1", "", svg.number),
+    "latents_accuracy": ("Of the tokenizer's latents", "", svg.percent),
+    "quantized_accuracy": ("Of their codes", "", svg.percent),
+    "pixels_accuracy": ("Of 8x8 pixels", "", svg.percent),
+    "chance_accuracy": ("Of always naming the commonest class", "", svg.percent),
 }
 # Evaluator, metric, heading: what stands at the top.
 CARDS = (
@@ -48,6 +74,7 @@ CARDS = (
     ("codebook", "perplexity", "Codebook perplexity"),
     ("likelihood", "bits_per_token", "Bits per token"),
     ("likelihood", "unigram_bits", "Unigram entropy"),
+    ("probe", "block_accuracy", "Linear probe"),
     ("alignment", "seen", "Captions shown"),
     ("alignment", "held_out", "Held-out captions shown"),
 )
@@ -58,7 +85,7 @@ PICTURES = {
     "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
 }
 GROUPS = ("seen", "held_out", "seen_ceiling", "held_out_ceiling", "seen_control", "held_out_control")
-SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*", "*_right", *GROUPS)
+SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*", "*_right", "*_saving", "*_accuracy", *GROUPS)
 
 
 def leaf(name: str) -> str:

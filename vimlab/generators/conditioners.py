@@ -77,7 +77,11 @@ class Unconditional(nn.Module):
 
     def __call__(self, label: jax.Array, drop: jax.Array | None = None, train: bool = False) -> Condition:
         """label: i32[B], of which only the size counts."""
-        return Condition(jnp.broadcast_to(self.start, (len(label), 1, self.width)))
+        return self.null(len(label))
+
+    def null(self, rows: int) -> Condition:
+        """The start, `rows` times."""
+        return Condition(jnp.broadcast_to(self.start, (rows, 1, self.width)))
 
 
 class ClassEmbedding(nn.Module):

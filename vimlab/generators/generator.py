@@ -193,10 +193,22 @@ class Generator(nn.Module):
 
     def hidden(self, ids: jax.Array, condition: Condition, train: bool = False) -> jax.Array:
         """f[B,N,width], what the head predicts token i from at position i, for tokens i32[B,N]; the last is not read."""
+        x = self._sequence(ids, condition, train)
+        return self.norm(self.backbone(x, condition.memory, condition.lengths, train))
+
+    def features(self, ids: jax.Array) -> jax.Array:
+        """What each block makes of tokens i32[B,N]: its output's mean over positions, f32[depth,B,width] (ViT-VQGAN's linear probe).
+
+        The null condition stands where labels or texts do in training, so that none can leak into what is learned from these.
+        """
+        condition = self.null(len(ids))
+        return self.backbone(self._sequence(ids, condition), condition.memory, condition.lengths, means=True)[1]
+
+    def _sequence(self, ids: jax.Array, condition: Condition, train: bool = False) -> jax.Array:
+        """What the first block reads, f[B,N,width]: the prefix and all tokens but the last."""
         tokens = self.embed(ids[:, :-1], jnp.arange(self.layout.length - 1))
         x = jnp.concatenate([condition.prefix.astype(self.backbone.dtype), tokens], 1)
-        x = self.drop(constrain(x, "batch", "length", "act_embed"), deterministic=not train)
-        return self.norm(self.backbone(x, condition.memory, condition.lengths, train))
+        return self.drop(constrain(x, "batch", "length", "act_embed"), deterministic=not train)
 
     def embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Embedded tokens f[B,L,width] from ids i32[B,L] at positions i32[L] of the raster."""

@@ -119,19 +119,25 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, memory: jax.Array | None = None, lengths: jax.Array | None = None, train: bool = False
-    ) -> jax.Array:
-        """f[B,L,width] → f[B,L,width].
+        self, x: jax.Array, memory: jax.Array | None = None, lengths: jax.Array | None = None, train: bool = False, means: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """f[B,L,width] → f[B,L,width]; with `means` also the mean over positions of each block's output, f32[depth,B,width].
 
         Args:
           x: f[B,L,width].
           memory: f[B,M,width] for blocks that read one.
           lengths: i32[B], real positions of the memory, or of x where there is none; all by default.
           train: whether dropout is on; it draws from the stream "dropout".
+          means: whether the means are asked for; they cost nothing where they are not.
         """
         kinds = jnp.asarray(self.kinds, jnp.int32) if self.kinds else None
+
+        def step(block, x, kind):
+            x, _ = block(x, memory, lengths, kind)
+            return x, x.astype(jnp.float32).mean(1) if means else None
+
         scanned = nn.scan(
-            lambda block, x, kind: (block(x, memory, lengths, kind)[0], None),
+            step,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
@@ -142,7 +148,8 @@ class Stack(nn.Module):
         if self.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         rate = self.dropout if train else 0.0
-        return scanned(block(x.shape[-1], **self._common(), masks=self.masks, backend=self.backend, dropout=rate, name="blocks"), x, kinds)[0]
+        last = scanned(block(x.shape[-1], **self._common(), masks=self.masks, backend=self.backend, dropout=rate, name="blocks"), x, kinds)
+        return last if means else last[0]
 
     @nn.nowrap
     def alone(self, width: int, layer: int) -> Block:

@@ -26,6 +26,7 @@ from vimlab.sampling.decode import decode
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import TOKENIZER, VOCABULARY, GeneratorRun
 from vimlab.tasks.task import Metrics
+from vimlab.tokenizers.quantizers import mean_latents
 from vimlab.tokens import Tokens
 
 
@@ -197,6 +198,8 @@ class GeneratorTask:
         `encode(images f32[B,H,W,3])` → Tokens; `decode(ids i32[B,N])` → f32[B,H,W,3]; `reconstruct(images)` → the same;
         `nll(ids, condition)` → f32[B,N], nats; `sample(condition, seeds, knobs)` → Samples;
         `complete(condition, seeds, knobs, given, keep)` → Samples. See `vimlab.sampling.decode`.
+        `features(images)` → {"blocks": f32[depth,B,width], "latents", "quantized": f32[B,C]}: what each block of the generator,
+        given the null condition, and the tokenizer make of pictures, as means over positions.
         """
         model = self.model
 
@@ -207,6 +210,11 @@ class GeneratorTask:
         def draw(state, frozen, condition, seeds, knobs, given=None, keep=None):
             return decode(model, state.best("generator"), condition, seeds, knobs, guided=self.guided, given=given, keep=keep)
 
+        def features(state, frozen, images):
+            quantized = self._tokenizer.apply({"params": frozen["tokenizer"]}, images, method="quantize")
+            blocks = model.apply({"params": state.best("generator")}, quantized.ids[..., 0], method="features")
+            return {"blocks": blocks, **mean_latents(quantized)}
+
         return {
             "encode": lambda state, frozen, images: self._encode(frozen, images),
             "decode": pictures,
@@ -214,6 +222,7 @@ class GeneratorTask:
             "nll": lambda state, frozen, ids, condition: model.apply({"params": state.best("generator")}, ids, condition),
             "sample": draw,
             "complete": draw,
+            "features": features,
         }
 
     @property

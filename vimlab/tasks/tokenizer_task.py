@@ -23,6 +23,7 @@ from vimlab.tasks.task import Metrics
 from vimlab.tasks.tokenizer_config import TokenizerRun
 from vimlab.tokenizers import codebook
 from vimlab.tokenizers.discriminator import Discriminator, discriminator_flops
+from vimlab.tokenizers.quantizers import mean_latents
 
 VGG16_FLOPS_PER_PIXEL = 40.4e9 / 256**2  # Forward pass of the convolutions up to relu5_3.
 
@@ -282,11 +283,14 @@ class TokenizerTask:
     # ---- what others may ask ----
 
     def predict_fns(self) -> dict[str, Callable[..., Any]]:
-        """`reconstruct(state, frozen, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, frozen, images)` → Tokens."""
+        """`reconstruct(state, frozen, images f32[B,H,W,3])` → f32[B,H,W,3] in [0,1]; `encode(state, frozen, images)` → Tokens;
+        `features(state, frozen, images)` → {name: f32[B,C]}, see `mean_latents`.
+        """
         best = lambda state: {"params": state.best("tokenizer")}
         return {
             "reconstruct": lambda state, _, images: self.model.apply(best(state), images).images.clip(0, 1),
             "encode": lambda state, _, images: self.model.apply(best(state), images, method="encode"),
+            "features": lambda state, _, images: mean_latents(self.model.apply(best(state), images, method="quantize")),
         }
 
     def rates(self, step: int) -> dict[str, float]:

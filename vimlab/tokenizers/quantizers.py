@@ -31,6 +31,11 @@ class Quantized:
     losses: dict[str, jax.Array]
 
 
+def mean_latents(quantized: Quantized) -> dict[str, jax.Array]:
+    """Means over positions of the latents and of the codes in their place: {"latents", "quantized": f32[B,C]}."""
+    return {"latents": quantized.latents.mean(1), "quantized": quantized.vectors.mean(1)}
+
+
 def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
     """`x / |x|` over the last dimension, with a finite gradient at zero."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + epsilon)

@@ -142,16 +142,20 @@ class Tokenizer(nn.Module):
 
     def __call__(self, images: jax.Array) -> Autoencoded:
         """Encodes, quantizes and decodes: f32[B,H,W,3] → Autoencoded."""
-        quantized = self.quantizer(self.latents(images))
+        quantized = self.quantize(images)
         return self._decode(quantized.vectors, quantized)
 
     def latents(self, images: jax.Array) -> jax.Array:
         """Latents as the quantizer receives them: f32[B,H,W,3] → f32[B,N,C]."""
         return self.project(self.encoder(patchify(2 * images - 1, self.patch)))
 
+    def quantize(self, images: jax.Array) -> Quantized:
+        """What the quantizer makes of pictures f32[B,H,W,3]."""
+        return self.quantizer(self.latents(images))
+
     def encode(self, images: jax.Array) -> Tokens:
         """The tokens of pictures f32[B,H,W,3]."""
-        return Tokens(self.quantizer(self.latents(images)).ids, self.spec)
+        return Tokens(self.quantize(images).ids, self.spec)
 
     def decode(self, tokens: Tokens) -> jax.Array:
         """Pictures of tokens: f32[B,H,W,3] in [0,1]. Raises ValueError on tokens of another kind of tokenizer."""

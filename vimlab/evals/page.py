@@ -1,5 +1,7 @@
 """The look of a report: one style for screen (light and dark), telephone and paper, and the few HTML pieces it is made of."""
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -92,14 +94,22 @@ def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def page(title: str, body: str) -> str:
-    """A whole document that loads nothing from anywhere."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+def page(title: str, body: str, *, style: str = "", script: str = "", images: str = "data:") -> str:
+    """A whole document that loads nothing from anywhere, unless `images`, a source list of a content security policy, says so.
+
+    Args:
+      title, body: text, and HTML.
+      style: CSS after the common one.
+      script: JavaScript, the only one that the page may run.
+      images: where pictures may come from.
+    """
+    allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else ""
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src {images}{allowed}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<style>{STYLE}{style}</style></head>\n<body><main>\n{body}\n</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 

@@ -1,7 +1,6 @@
 """`vimlab sample`: images from a trained generator, each a function of its prompt and its seed, with the file that says how."""
 
 import argparse
-import csv
 import hashlib
 import importlib.metadata
 import math
@@ -20,9 +19,10 @@ import vimlab
 from vimlab import run as runs
 from vimlab.config import ConfigError, suggest
 from vimlab.data.images import decode
+from vimlab.data.prompts import read_prompts
 from vimlab.data.shards import Progress
 from vimlab.sampling.album import GRID, RECORD, Album
-from vimlab.sampling.decode import knobs
+from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
 from vimlab.sampling.rerank import RANKINGS, best, image_text, likelihood
 from vimlab.sampling.sampler import Drawn, Sampler, in_groups
@@ -30,6 +30,7 @@ from vimlab.scoring.scorers import SCORERS, ImageTextScorer
 from vimlab.trained import Trained, open_trained
 
 CONDITIONS = {"text": "a text", "class": "a class", "none": "nothing"}
+KNOBS = ("temperature", "top_k", "top_p", "guidance", "schedule")
 FLAGS = {"text": "give --prompt or --prompts", "class": "give --classes", "none": "leave out --prompt, --prompts and --classes"}
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """The `sample` command."""
     args = _parser().parse_args(argv)
     _check(args)
-    texts = read_prompts(args.prompts) if args.prompts else args.prompt
+    texts = [p.text for p in read_prompts(args.prompts, "--prompts")] if args.prompts else args.prompt
     image = read_image(args.image) if args.image else None
     trained = open_trained(args.workdir, args.step)
     names, conditions = conditions_of(trained, texts, args.classes)
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             scores = rank(drawn.images, drawn.ids, np.repeat(conditions, args.num, 0), np.repeat(names, args.num).tolist())
             kept = best(scores, args.num, args.keep or args.num)
     if jax.process_index() == 0:
-        album.write(drawn, kept, scores, _environment(args))
+        album.write(drawn, kept, scores, environment(args))
         best_of = f", the best {kept.shape[1]} of each {args.num} by {args.rerank}" if args.rerank else ""
         print(f"{kept.size:,} images in {album.folder}{best_of}; {GRID} shows them together, {RECORD} says how they came about")
         if image is not None:
@@ -65,27 +66,6 @@ def main(argv: Sequence[str]) -> int:
             print(f"their upper {pixels} of {size} pixels, {args.keep_rows} of {rows} rows of tokens, are from {args.image}")
         print(f"{total:,} drawn in {seconds:.1f} s, compilation included: {total / seconds:.3g} images/s, {drawn.calls:,} calls of the model")
     return 0
-
-
-def read_prompts(file: pathlib.Path) -> list[str]:
-    """The lines of a text file that are not empty, or the column "Prompt" of a .tsv. Raises ConfigError where there is none."""
-    if not file.is_file():
-        raise ConfigError(f"--prompts {file} does not exist{suggest(file.name, [p.name for p in file.parent.glob('*')])}")
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ConfigError(f"--prompts {file} is not UTF-8 text; save it as that") from None
-    if file.suffix == ".tsv":
-        # Nothing is quoted in PartiPrompts, where prompts themselves begin with a quotation mark.
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        columns = rows.fieldnames or ()
-        if "Prompt" not in columns:
-            raise ConfigError(f"--prompts {file} has no column 'Prompt', but {', '.join(map(repr, columns)) or 'nothing'}; name it so")
-        lines = [row["Prompt"] or "" for row in rows]
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ConfigError(f"--prompts {file} holds no prompt; write one a line")
-    return prompts
 
 
 def read_image(file: pathlib.Path) -> np.ndarray:
@@ -134,19 +114,25 @@ def scorer_of(args: argparse.Namespace, trained: Trained) -> ImageTextScorer | N
 
 def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str], scorer: ImageTextScorer | None = None) -> dict[str, Any]:
     """All that the images depend on, as JSON values. Raises ConfigError where the model cannot do what is asked."""
-    config, task, rows = trained.config, trained.task, trained.task.spec.grid[0]
-    if args.guidance != 1 and not task.guided:
-        raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance "
-                          "needs; leave it out, or train with config.drop")
+    rows = trained.task.spec.grid[0]
+    model = model_request(args, trained)
     if args.keep_rows is not None and not 0 < args.keep_rows < rows:
         raise ConfigError(f"--keep-rows is {args.keep_rows}, but of the {rows} rows of tokens at least 1 and at most {rows - 1} can be kept")
     image = args.image and {"file": args.image.name, "sha256": hashlib.sha256(args.image.read_bytes()).hexdigest()}
-    settings = ("num", "seed", "temperature", "top_k", "top_p", "guidance", "schedule", "keep_rows", "rerank")
+    settings = {name: getattr(args, name) for name in ("num", "keep_rows", "rerank")}
+    scored = scorer.protocol() if scorer else {}
+    return model | {"prompts": list(names), "image": image, **settings, "keep": args.keep or args.num, **scored}
+
+
+def model_request(args: argparse.Namespace, trained: Trained) -> dict[str, Any]:
+    """The model and the settings of `add_knobs`, as JSON values. Raises ConfigError for guidance that the model cannot do."""
+    if args.guidance != 1 and not trained.task.guided:
+        raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance "
+                          "needs; leave it out, or train with config.drop")
     return {
-        "workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(config.precision)).name,
-        **task.identity, "condition": config.model.condition.NAME, "prompts": list(names), "image": image,
-        **{name: getattr(args, name) for name in settings}, "keep": args.keep or args.num,
-        **(scorer.protocol() if scorer else {}),
+        "workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(trained.config.precision)).name,
+        **trained.task.identity, "condition": trained.config.model.condition.NAME, "seed": args.seed,
+        **{name: getattr(args, name) for name in KNOBS},
     }  # fmt: skip
 
 
@@ -159,17 +145,26 @@ def draw(args: argparse.Namespace, trained: Trained, conditions: np.ndarray, ima
         ids = in_groups(lambda images: predict["encode"](images).ids, image)[0, :, 0]
         keep = np.arange(spec.length) < args.keep_rows * spec.grid[1]
         given, keep = (np.broadcast_to(x, (total, spec.length)) for x in (ids, keep))
-    devices = trained.mesh.size
-    batch_size = -(-min(args.batch, total) // devices) * devices  # Whole rows on every device.
-    settings = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "schedule")}
     progress = Progress(total, args.quiet or jax.process_index() > 0)
-    sampler = Sampler(predict["sample"], predict["decode"], batch_size, predict["complete"])
-    drawn = sampler.draw(conditions, args.seed + np.arange(total), knobs(spec.length, **settings), given, keep, progress.add)
+    drawn = sampler_of(trained, args.batch, total).draw(
+        conditions, args.seed + np.arange(total), knobs_of(args, trained), given, keep, progress.add
+    )
     progress.close()
     return drawn
 
 
-def _environment(args: argparse.Namespace) -> dict[str, Any]:
+def sampler_of(trained: Trained, batch: int, total: int) -> Sampler:
+    """Draws about `batch` images at a time: no more than `total`, but whole rows on every device."""
+    predict, devices = trained.predict, trained.mesh.size
+    return Sampler(predict["sample"], predict["decode"], -(-min(batch, total) // devices) * devices, predict["complete"])
+
+
+def knobs_of(args: argparse.Namespace, trained: Trained) -> Knobs:
+    """The settings of `add_knobs` as the model's decoder takes them."""
+    return knobs(trained.task.spec.length, **{name: getattr(args, name) for name in KNOBS})
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
     """What made the images and changes none, or none but in the last bits."""
     versions = {"vimlab": vimlab.__version__} | {p: importlib.metadata.version(p) for p in runs.PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -178,6 +173,20 @@ def _environment(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for what is wrong whatever the model."""
+    check_knobs(args)
+    if args.keep is not None and not 1 <= args.keep <= args.num:
+        raise ConfigError(f"--keep is {args.keep}, but must be at least 1 and at most --num {args.num}")
+    if args.keep and not args.rerank:
+        raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
+    files = args.scorer_weights is not None or args.scorer_vocabulary is not None
+    if files and args.rerank not in SCORERS:
+        raise ConfigError(f"--scorer-weights and --scorer-vocabulary are given, but nothing reads them; add --rerank {' or '.join(SCORERS)}")
+    if (args.image is None) != (args.keep_rows is None):
+        raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")
+
+
+def check_knobs(args: argparse.Namespace) -> None:
+    """Raises ConfigError for a setting of `add_knobs` that is wrong whatever the model."""
     rules = [
         ("num", args.num >= 1, "at least 1"),
         ("batch", args.batch >= 1, "at least 1"),
@@ -186,18 +195,10 @@ def _check(args: argparse.Namespace) -> None:
         ("top_k", args.top_k >= 0, "at least 0, which is all"),
         ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1, which is all"),
         ("guidance", 0 <= args.guidance < math.inf, "finite and at least 0"),
-        ("keep", args.keep is None or 1 <= args.keep <= args.num, f"at least 1 and at most --num {args.num}"),
     ]
     for name, right, must in rules:
         if not right:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be {must}")
-    if args.keep and not args.rerank:
-        raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
-    files = args.scorer_weights is not None or args.scorer_vocabulary is not None
-    if files and args.rerank not in SCORERS:
-        raise ConfigError(f"--scorer-weights and --scorer-vocabulary are given, but nothing reads them; add --rerank {' or '.join(SCORERS)}")
-    if (args.image is None) != (args.keep_rows is None):
-        raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,8 +209,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=int, help="which checkpoint; the newest good one if not given")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", action="append", help="a text; may be given several times")
-    what.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="texts, one a line, or the column 'Prompt' of a .tsv")
+    what.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="texts, one a line, or the column 'Prompt' of a .tsv or .csv")
     what.add_argument("--classes", help="names or numbers of classes, comma-separated")
+    add_knobs(parser)
+    parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
+    parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
+    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=RANKINGS, help="rank each prompt's images by a score (likelihood)")
+    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's model.safetensors, pytorch_model.bin or ViT-B-32.pt")
+    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
+    parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
+    return parser
+
+
+def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that draws: how many images, by which seeds, and how."""
     parser.add_argument("--num", type=int, default=4, help="images of each prompt or class (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image (0)")
     parser.add_argument("--batch", type=int, default=16, help="images at a time (16); changes no image")
@@ -218,14 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share; 1 is all (1)")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="logits u + S (c - u); 1 is the model itself (1)")
     parser.add_argument("--schedule", choices=typing.get_args(Schedule), default="constant", help="how guidance rises to S (constant)")
-    parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
-    parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
-    parser.add_argument("--rerank", nargs="?", const="likelihood", choices=RANKINGS, help="rank each prompt's images by a score (likelihood)")
-    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's model.safetensors, pytorch_model.bin or ViT-B-32.pt")
-    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
-    parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    return parser
 
 
 if __name__ == "__main__":

@@ -87,10 +87,8 @@ def _train(args: argparse.Namespace) -> int:
     crop = Center() if args.crop == "center" else Resize(flip=args.flip)
     pipeline = TrainPipeline(source, image_size=args.size, crop=crop, batch_size=args.batch, seed=0)
     batches = ((b["image"], b["label"]) for b in pipeline.iterate())
-    done = 0
-    for loss, found in trained_features.train(batches, len(names), steps):
-        done = min(done + 50, steps)
-        print(f"\rstep {done}/{steps}  loss {loss:.3f} ", end="", file=sys.stderr, flush=True)
+    say = lambda done, loss: print(f"\rstep {done}/{steps}  loss {loss:.3f} ", end="", file=sys.stderr, flush=True)
+    found = trained_features.train(batches, len(names), steps, progress=say)
     print(file=sys.stderr)
     facts = {"data": source.info.name, "fingerprint": source.info.fingerprint, "size": args.size, "crop": args.crop, "steps": steps}
     if held_out:

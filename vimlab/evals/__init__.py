@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vimlab.config import ConfigError
 from vimlab.evals.alignment import Alignment, of_shapes
 from vimlab.evals.codebook import Codebook
+from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.evaluator import Evaluator, Result, Subject, evaluate
 from vimlab.evals.likelihood import Likelihood
 from vimlab.evals.probe import Probe
@@ -15,7 +16,9 @@ from vimlab.evals.token_language import TokenLanguage
 
 __all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate", "suited"]
 
-EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment, TokenLanguage, Probe)}
+_ALL = (Reconstruction, Rfid, Codebook, TokenLanguage, Likelihood, Samples, Fid, InceptionScore, Alignment, Probe)
+EVALUATORS: dict[str, type] = {e.NAME: e for e in _ALL}
+SHORT = {"is": InceptionScore.NAME}  # A Python keyword, which no config can have as a key.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,9 @@ class EvalsConfig:
     likelihood: Likelihood | None = None
     samples: Samples | None = None
     alignment: Alignment | None = None
+    rfid: Rfid | None = None
+    fid: Fid | None = None
+    inception_score: InceptionScore | None = None
     token_language: TokenLanguage | None = None
     probe: Probe | None = None
 
@@ -36,6 +42,7 @@ class EvalsConfig:
 
     def named(self, names: Sequence[str]) -> dict[str, Evaluator]:
         """The evaluators asked for by name, as the config sets them or else with their defaults. Raises ConfigError."""
+        names = [SHORT.get(n, n) for n in names]
         unknown = [n for n in names if n not in EVALUATORS]
         if unknown:
             raise ConfigError(f"evaluator {unknown[0]!r} is unknown; known are {sorted(EVALUATORS)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from vimlab.config import ConfigError, flatten
 from vimlab.evals import page, workdir
-from vimlab.evals.wording import FIGURES
+from vimlab.evals.wording import name_of
 
 # What says where a figure came from, and nothing of how it was found.
 ORIGIN = ("command", "date", "step", "evaluator", "version", "jax")
@@ -133,7 +133,7 @@ def as_page(columns: Sequence[Column], found: Sequence[Table]) -> str:
     heads = [c.title for c in columns]
     parts = ["<h1>" + page.escape(" against ".join(heads)) + "</h1>"]
     for table in found:
-        rows = [(FIGURES[name][0] if name in FIGURES else name.replace("_", " "), [number(v) for v in values]) for name, values in table.figures]
+        rows = [(name_of(name), [number(v) for v in values]) for name, values in table.figures]
         if table.differences:
             verdict = '<p class="note">Not the same protocol; the figures compare only as far as these differences do not matter:</p>'
             verdict += page.table(["protocol", *heads], table.differences)
@@ -143,6 +143,6 @@ def as_page(columns: Sequence[Column], found: Sequence[Table]) -> str:
         parts.append(page.section(table.evaluator.replace("_", " ").capitalize(), page.table(["", *heads], rows), verdict, where))
     shared = [name for name in columns[0].pictures if all(name in c.pictures for c in columns)]
     for name in shared:
-        figures = "".join(page.picture(c.title, c.pictures[name]) for c in columns)
+        figures = "".join(page.picture(c.title, name.replace("_", " "), c.pictures[name]) for c in columns)
         parts.append(page.section(name.replace("_", " ").capitalize(), f'<div class="pictures pair">{figures}</div>'))
     return page.page(" against ".join(heads), "\n".join(parts))

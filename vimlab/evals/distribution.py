@@ -209,14 +209,14 @@ class InceptionScore(Generated):
       splits: parts of the set, over which mean and deviation are taken.
     """
 
-    NAME: ClassVar[str] = "is"
+    NAME: ClassVar[str] = "inception_score"
     splits: int = 10
 
     def run(self, subject: Subject) -> Result:
         """Draws and classifies. Uses predict_fns["sample"] and ["decode"]."""
         extractor, size = self.extractor.open(), subject.protocol["size"]
         if "logits" not in jax.eval_shape(extractor.apply, extractor.weights, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)):
-            raise ConfigError(f"the Inception Score needs a classifier, which {extractor.name} is not; set evals.is.extractor.name=inception")
+            raise ConfigError(f"the Inception Score needs a classifier, which {extractor.name} is not; set evals.inception_score.extractor.name=inception")
         found, protocol, _ = self.features(subject, extractor)
         mean, deviation = inception_score(found.array("logits"), splits=self.splits)
         self.export(found)

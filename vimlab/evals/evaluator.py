@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from vimlab.data.base import Source, SourceInfo
 from vimlab.sampling.sampler import to_host
 from vimlab.tokens import TokenSpec
 
+KEPT = "kept"  # In a workdir's evals: what evaluators keep, of the sets and of the newest step alone.
 # What only the caller knows of a figure; without any of these no figure is written.
 PROTOCOL_KEYS = ("data", "fingerprint", "split", "crop", "size", "dtype", "parameters", "command")
 
@@ -139,24 +141,39 @@ def evaluate(evaluators: Mapping[str, Evaluator], subject: Subject, workdir: str
     Raises:
       ConfigError: the protocol lacks one of PROTOCOL_KEYS, the set is empty, or the task cannot do what is asked.
     """
-    missing = [k for k in PROTOCOL_KEYS if k not in subject.protocol]
-    if missing:
-        raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
+    check_protocol(subject.protocol)
     workdir, figures = pathlib.Path(workdir), {}
+    subject = dataclasses.replace(subject, folder=workdir / "evals" / KEPT)
     for name, evaluator in evaluators.items():
         result = evaluator.run(subject)
         figures |= {f"eval/{name}/{key}": value for key, value in result.metrics.items()}
         if jax.process_index() == 0:
-            _write(workdir, name, subject, result)
+            write_result(workdir, name, subject.step, subject.protocol, result)
+    if jax.process_index() == 0:
+        _forget_other_steps(subject)
     return figures
 
 
-def _write(workdir: pathlib.Path, name: str, subject: Subject, result: Result) -> None:
+def _forget_other_steps(subject: Subject) -> None:
+    for folder in subject.folder.glob("step_*"):
+        if folder.name != f"step_{subject.step:08d}":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_protocol(protocol: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a protocol lacks one of PROTOCOL_KEYS."""
+    if missing := [k for k in PROTOCOL_KEYS if k not in protocol]:
+        raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
+
+
+def write_result(workdir: pathlib.Path, name: str, step: int, protocol: Mapping[str, Any], result: Result) -> pathlib.Path:
+    """Writes `evals/{name}_{step}.json` and the pictures of one result. Returns the former's path."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    known = {"evaluator": name, "step": subject.step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}
+    known = {"evaluator": name, "step": step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}
     finite = {k: v if math.isfinite(v) else None for k, v in result.metrics.items()}
-    record = {"protocol": {**subject.protocol, **result.protocol, **known}, "metrics": finite, "arrays": result.arrays}
-    text = json.dumps(record, allow_nan=False)
-    pictures.write_whole(workdir / "evals" / f"{name}_{subject.step:08d}.json", text.encode())
+    record = {"protocol": {**protocol, **result.protocol, **known}, "metrics": finite, "arrays": result.arrays}
+    path = workdir / "evals" / f"{name}_{step:08d}.json"
+    pictures.write_whole(path, json.dumps(record, allow_nan=False).encode())
     for key, image in result.pictures.items():
-        pictures.save_png(workdir / "pictures" / f"{key}_{subject.step:08d}.png", image)
+        pictures.save_png(workdir / "pictures" / f"{key}_{step:08d}.png", image)
+    return path

@@ -1,9 +1,14 @@
 """The look of a report: one style for screen (light and dark), telephone and paper, and the few HTML pieces it is made of."""
 
+import base64
+import hashlib
 import html
-from collections.abc import Iterable, Mapping
+import io
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+PICTURE_WIDTH, PICTURE_BYTES = 1600, 400_000  # Beyond these a picture is reduced.
 STYLE = """
 :root { color-scheme: light dark;
   --paper: #fff; --card: #fff; --ink: #1c2430; --soft: #5d6878; --line: #e2e6ec; --rule: #edf0f4; --wash: #f6f8fa; --bad:
@@ -92,14 +97,22 @@ def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def page(title: str, body: str) -> str:
-    """A whole document that loads nothing from anywhere."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+def page(title: str, body: str, *, style: str = "", script: str = "", images: str = "data:") -> str:
+    """A whole document that loads nothing from anywhere, unless `images`, a source list of a content security policy, says so.
+
+    Args:
+      title, body: text, and HTML.
+      style: CSS after the common one.
+      script: JavaScript, the only one that the page may run.
+      images: where pictures may come from.
+    """
+    allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else ""
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src {images}{allowed}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<style>{STYLE}{style}</style></head>\n<body><main>\n{body}\n</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 
@@ -118,6 +131,35 @@ def pairs(values: Mapping[str, Any]) -> str:
     """A table of names and values as a machine writes them."""
     rows = "".join(f'<tr><td class="code">{escape(k)}</td><td class="code">{escape(v)}</td></tr>' for k, v in values.items())
     return f'<div class="scroll"><table>{rows}</table></div>'
+
+
+def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Rows of a name and cells under headings, of which the first is of the names."""
+    top = "".join(f"<th>{escape(h)}</th>" for h in heads)
+    body = "".join(f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>" for name, cells in rows)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def picture(lead: str, title: str, file: pathlib.Path) -> str:
+    """A picture file within the page under a caption; one that is large is reduced, and says so."""
+    from PIL import Image
+
+    data, kind = file.read_bytes(), "png"
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    if len(data) > PICTURE_BYTES or width > PICTURE_WIDTH:
+        # The page is to be mailed about; the file beside it keeps every bit.
+        buffer, kind = io.BytesIO(), "jpeg"
+        image = image.convert("RGB")
+        image.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
+        image.save(buffer, "JPEG", quality=90)
+        data = buffer.getvalue()
+        title += f" (reduced; {file.parent.name}/{file.name} is the original)"
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return (
+        f"<figure><figcaption><b>{escape(lead)}</b> · {escape(title)}</figcaption>"
+        f'<img src="{source}" width="{width}" height="{height}" alt="{escape(f"{title}, {lead.lower()}")}"></figure>'
+    )
 
 
 def card(name: str, value: str, unit: str = "") -> str:

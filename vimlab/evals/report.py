@@ -1,8 +1,6 @@
 """One self-contained HTML page about a run: figures with their protocol, pictures, curves, codebook, config, environment."""
 
-import base64
 import datetime
-import io
 import json
 import os
 import pathlib
@@ -17,8 +15,6 @@ from vimlab.config import flatten
 from vimlab.evals import EVALUATORS, charts, page, svg, workdir
 from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
 
-PICTURE_WIDTH = 1600
-PICTURE_BYTES = 400_000
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
 DRAWN = ("prompts", "samples", "alignment")  # Pictures of the model's own making: what people look at first.
@@ -227,24 +223,7 @@ def _pictures(run: workdir.Run, names: Sequence[str]) -> str:
 
 
 def _picture(title: str, step: int, file: pathlib.Path) -> str:
-    from PIL import Image
-
-    data, kind = file.read_bytes(), "png"
-    image = Image.open(io.BytesIO(data))
-    width, height = image.size
-    if len(data) > PICTURE_BYTES or width > PICTURE_WIDTH:
-        # The page is to be mailed about; the file beside it keeps every bit.
-        buffer, kind = io.BytesIO(), "jpeg"
-        image = image.convert("RGB")
-        image.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
-        image.save(buffer, "JPEG", quality=90)
-        data = buffer.getvalue()
-        title += f" (reduced; {file.parent.name}/{file.name} is the original)"
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return (
-        f"<figure><figcaption><b>Step {step:,}</b> · {page.escape(title)}</figcaption>"
-        f'<img src="{source}" width="{width}" height="{height}" alt="{page.escape(f"{title}, step {step}")}"></figure>'
-    )
+    return page.picture(f"Step {step:,}", title, file)
 
 
 def _short(path: str) -> str:

@@ -7,7 +7,7 @@ worse ones. Figures of one file compare with one another; the file's hash stands
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -59,14 +59,15 @@ def fresh(classes: int, seed: int) -> dict[str, np.ndarray]:
     return found | {"head.w": normal(inputs, classes) * np.float32(inputs**-0.5), "head.b": np.zeros(classes, np.float32)}
 
 
-def train(batches: Iterator[tuple[np.ndarray, np.ndarray]], classes: int, steps: int, *, seed: int = 0, rate: float = 2e-3) -> Iterator[tuple[float, dict]]:
-    """Trains by AdamW on a one-cycle cosine with label smoothing of 0.1.
+def train(
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], classes: int, steps: int, *, seed: int = 0, rate: float = 2e-3,
+    progress: Callable[[int, float], None] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Weights trained by AdamW on a one-cycle cosine with label smoothing of 0.1.
 
     Args:
       batches: endless, (uint8[B,H,W,3], i32[B]).
-
-    Yields:
-      The mean loss of each 50 steps and the weights after them; after the last step in any case.
+      progress: told every 50 steps, and after the last, how many were made and their mean loss.
     """
     optimiser = optax.adamw(optax.cosine_onecycle_schedule(steps, rate), weight_decay=0.05)
     weights = jax.device_put(fresh(classes, seed))
@@ -85,9 +86,10 @@ def train(batches: Iterator[tuple[np.ndarray, np.ndarray]], classes: int, steps:
     for n in range(1, steps + 1):
         weights, state, value = step(weights, state, *next(batches))
         losses.append(value)
-        if n % 50 == 0 or n == steps:
-            yield float(np.mean(jax.device_get(losses))), jax.device_get(weights)
+        if progress and (n % 50 == 0 or n == steps):
+            progress(n, float(np.mean(jax.device_get(losses))))
             losses = []
+    return jax.device_get(weights)
 
 
 def accuracy(weights: Weights, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> float:

@@ -43,18 +43,7 @@ class Album:
 
     def claim(self) -> None:
         """Raises ConfigError where the folder holds images of another request, or files of our names that nothing explains."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder} is not a folder; choose another")
-        if (self.folder / RECORD).is_file():
-            try:
-                there = json.loads((self.folder / RECORD).read_bytes())["request"]
-            except (ValueError, KeyError, TypeError):
-                raise ConfigError(f"{self.folder / RECORD} is not one of ours; choose another --out") from None
-            for key, values in diff(there, self.request).items():
-                old, new = (text if len(text) <= 60 else f"{text[:59]}…" for text in map(repr, values))
-                raise ConfigError(f"--out {self.folder} holds images of another request ({key} {old}, not {new}); choose another, or remove it")
-        elif strange := [name for name in (*self.files, GRID) if (self.folder / name).exists()]:
-            raise ConfigError(f"--out {self.folder} holds {strange[0]}, but no {RECORD} that explains it; choose another, or remove it")
+        claim(self.folder, RECORD, self.request, (*self.files, GRID))
 
     def write(self, drawn: Drawn, kept: np.ndarray, scores: np.ndarray | None, made: dict[str, Any]) -> None:
         """Writes the images.
@@ -89,3 +78,19 @@ class Album:
         # The batch size shows in later decimals.
         sums = [round(float(x), 4) for x in drawn.log_probs.sum(1, dtype=np.float64)]
         return [e | {"log_prob": s, "ids": ids.tolist()} for e, s, ids in zip(entries, sums, drawn.ids, strict=True)]
+
+
+def claim(folder: pathlib.Path, record: str, request: dict[str, Any], files: Sequence[str]) -> None:
+    """Raises ConfigError where a folder may not hold the `files` of a request, for its `record` names another one, or is missing."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is not a folder; choose another")
+    if (folder / record).is_file():
+        try:
+            there = json.loads((folder / record).read_bytes())["request"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{folder / record} is not one of ours; choose another --out") from None
+        for key, values in diff(there, request).items():
+            old, new = (text if len(text) <= 60 else f"{text[:59]}…" for text in map(repr, values))
+            raise ConfigError(f"--out {folder} holds images of another request ({key} {old}, not {new}); choose another, or remove it")
+    elif strange := [name for name in files if (folder / name).exists()]:
+        raise ConfigError(f"--out {folder} holds {strange[0]}, but no {record} that explains it; choose another, or remove it")

@@ -7,12 +7,11 @@ carries its network's name.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from absl import logging
 
 from vimlab import pictures
 from vimlab.config import ConfigError, Duration
@@ -139,8 +138,8 @@ class Generated(Drawing):
                 raise ConfigError(f"evals.{self.NAME}.{name} is {mine!r}, but protocol {self.protocol!r} fixes it at {its!r}; leave one of them out")
         return count, protocol.plan
 
-    def features(self, subject: Subject, extractor: Extractor) -> tuple[Features, dict[str, Any], np.ndarray]:
-        """Features of the drawn pictures, made as far as they are not kept yet; the protocol; the first pictures."""
+    def features(self, subject: Subject, extractor: Extractor) -> tuple[Features, dict[str, Any], Callable[[int, int], np.ndarray]]:
+        """Features of the pictures to draw; the protocol; and what draws the pictures of some places, uint8[n,H,W,3]."""
         count, plan = self.settled(subject)
         if count < 2:
             raise ConfigError(f"evals.{self.NAME} compares sets, and one of {count} pictures is none; give it a count")
@@ -150,9 +149,8 @@ class Generated(Drawing):
         draw = lambda start, stop: sampler.draw(conditions[start:stop], seeds[start:stop], settings).images
         request = self.settings() | {"guidance": self.guidance, "plan": plan, "set": subject.source.info.fingerprint if subject.source else None}
         found = features.of_drawings(subject, extractor, request, count, draw, self.pictures is not None)
-        logging.info("%s: %d pictures to draw of %d", self.NAME, found.shards.missing, count)
         protocol = request | {"named": self.protocol, "count": count, "condition": subject.condition, "seeds": "picture i has seed + i"}
-        return found, protocol, draw(0, min(SHOWN, count))
+        return found, protocol, draw
 
     def export(self, found: Features) -> None:
         """Writes all pictures, where that was asked for."""
@@ -183,8 +181,9 @@ class Fid(Generated):
             if self.reference in ("eval", "train")
             else of_file(self.reference, subject, extractor, "generation")
         )
-        found, protocol, shown = self.features(subject, extractor)
+        found, protocol, draw = self.features(subject, extractor)
         metrics = compare(found, reference, extractor)
+        shown = draw(0, min(SHOWN, found.count))
         self.export(found)
         if self.write_reference:
             _write_reference(self.write_reference, "generation", reference, extractor)

@@ -163,6 +163,6 @@ def _of_step(subject: Subject):
 
 def _digest(state: Any) -> str:
     """Tells apart the weights of two runs that reached the same step; of extremes, which no order of summation changes."""
-    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
+    leaves = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating) and x.size]
     extremes = jax.jit(lambda leaves: [jnp.stack([x.min(), x.max()]).astype(jnp.float32) for x in leaves])(leaves)
     return hashlib.sha256(b"".join(to_host(x).tobytes() for x in extremes)).hexdigest()[:16]

@@ -70,7 +70,7 @@ def named(name: str, purpose: Purpose) -> Protocol:
     """A protocol of this purpose. Raises ConfigError on an unknown name, or one of the other purpose."""
     fitting = sorted(n for n, p in PROTOCOLS.items() if p.purpose == purpose)
     if name not in PROTOCOLS:
-        raise ConfigError(f"protocol {name!r} is unknown{suggest(name, fitting)}; for {purpose} there are {', '.join(fitting)}")
+        raise ConfigError(f"protocol {name!r} is unknown{suggest(name, fitting)} (for {purpose} there are {', '.join(fitting)})")
     if PROTOCOLS[name].purpose != purpose:
         raise ConfigError(f"protocol {name!r} is for {PROTOCOLS[name].purpose}, not for {purpose}; choose one of {', '.join(fitting)}")
     return PROTOCOLS[name]

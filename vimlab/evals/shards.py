@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from vimlab.config import ConfigError
+from vimlab.data.shards import Progress
 from vimlab.evals.archives import beside
 from vimlab.pictures import write_whole
 
@@ -28,7 +29,6 @@ class Shards:
       request: JSON values that fix every number of the arrays; the batch size and the devices are none of them.
       count: N.
       make: the arrays of images `start` to `stop`; called for shards that are not there yet.
-      size: images in a shard.
 
     Attributes:
       path: the folder of this request.
@@ -36,13 +36,13 @@ class Shards:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, request: Mapping[str, Any], count: int, make: Callable[[int, int], Arrays], *, size: int = SIZE
+        self, folder: str | os.PathLike, request: Mapping[str, Any], count: int, make: Callable[[int, int], Arrays]
     ) -> None:
-        self.request = {**request, "count": count, "shard": size}
+        self.request = {**request, "count": count, "shard": SIZE}
         text = json.dumps(self.request, sort_keys=True, allow_nan=False)
         self.path = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.count, self._make = count, make
-        self._bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
+        self._bounds = [(start, min(start + SIZE, count)) for start in range(0, count, SIZE)]
         self._say(text)
 
     def _say(self, text: str) -> None:
@@ -52,16 +52,21 @@ class Shards:
 
     def __iter__(self) -> Iterator[Arrays]:
         """The arrays of each shard, in order; made and stored where they are missing, and where a file is damaged."""
+        progress = Progress(self.count, quiet=not self.missing or jax.process_index() > 0)
         for index, (start, stop) in enumerate(self._bounds):
             found = self._read(index, stop - start)
-            if found is None:
+            if found is not None:
+                progress.skip(stop - start)
+            else:
                 found = self._make(start, stop)
                 wrong = {name: x.shape for name, x in found.items() if len(x) != stop - start}
                 if wrong:
                     raise ConfigError(f"a shard of {stop - start} images was given arrays {wrong}")
                 if jax.process_index() == 0:
                     self._write(index, found)
+                progress.add(stop - start)
             yield found
+        progress.close()
 
     @property
     def missing(self) -> int:

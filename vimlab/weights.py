@@ -47,7 +47,7 @@ class Known:
 
 
 OPENAI_CLIP = "https://github.com/openai/CLIP/blob/main/clip/clip.py"
-HF_CLIP = "MIT (openai/CLIP; the card names none)"
+HF_CLIP = "MIT (that of openai/CLIP)"
 CLIP_USE = "CLIP score, CLIP-FID, reranking"
 # The hashes are in public: in the files' names, in OpenAI's download addresses, in Hugging Face's file pages, in projects that pin them.
 _FILES = (
@@ -169,7 +169,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 def known_by(digest: str) -> Known | None:
     """The published file with this sha256."""
-    return next((known for known in _FILES if known.sha256 == digest), None)
+    return next((known for known in KNOWN.values() if known.sha256 == digest), None)
 
 
 def locate(*ids: str, path: str | os.PathLike = "", allow_unknown: bool = False) -> Found:
@@ -212,7 +212,7 @@ def identify(path: str | os.PathLike) -> Found:
     """Hashes a file. Raises WeightsError where it bears the name of a published one but not its bytes."""
     place = pathlib.Path(path)
     digest = sha256(place)
-    named = next((known for known in _FILES if place.name in known.files), None)
+    named = next((known for known in KNOWN.values() if place.name in known.files), None)
     if named is not None and named.sha256 != digest:
         raise WeightsError(
             f"{place} is damaged, or is another file of that name: its sha256 starts with {digest[:8]} where {named.what} has "

@@ -35,7 +35,7 @@ def inputs(data: pathlib.Path) -> dict[str, np.ndarray]:
     step = len(photographs) // PHOTOGRAPHS
     found = {f"photograph{i}": decode(photographs[i * step]["image"])[None] for i in range(PHOTOGRAPHS)}
     emoji = open_source("emoji:train")
-    return found | {"small": np.stack([decode(emoji[i]["image"])[44:84, 36:92] for i in EMOJI])}
+    return found | {"small": np.stack([decode(emoji[i]["image"])[12:52, 4:60] for i in EMOJI])}
 
 
 def theirs(inputs: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:

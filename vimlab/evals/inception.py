@@ -48,12 +48,17 @@ def apply(weights: Weights, images: jax.Array, *, resize: str) -> dict[str, jax.
       the 17x17 map of Mixed_6d after its ReLU, position by position (the graph's "mixed_6/conv", as guided-diffusion's sFID takes it);
       "logits" f32[B,1008] without the last layer's bias, as torch-fidelity and guided-diffusion take them for the Inception Score.
     """
+    return trunk(weights, prepare(images, resize))
+
+
+def prepare(images: jax.Array, resize: str) -> jax.Array:
+    """f32[B,H,W,3] in [0,1] → f32[B,299,299,3] about [-1,1], as `apply` says."""
     x = _resize(images.astype(jnp.float32), half_pixel=resize == "pytorch-fid")
-    x = 2 * x - 1 if resize == "pytorch-fid" else (255 * x - 128) / 128
-    return _trunk(weights, x)
+    return 2 * x - 1 if resize == "pytorch-fid" else (255 * x - 128) / 128
 
 
-def _trunk(weights: Weights, x: jax.Array) -> dict[str, jax.Array]:
+def trunk(weights: Weights, x: jax.Array) -> dict[str, jax.Array]:
+    """Prepared pictures f32[B,299,299,3] → what `apply` returns."""
     conv = functools.partial(_conv, weights)
     x = conv("Conv2d_1a_3x3", x, stride=2, padding="VALID")
     x = conv("Conv2d_2a_3x3", x, padding="VALID")

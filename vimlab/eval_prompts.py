@@ -154,7 +154,7 @@ def _tell(
     if cut := protocol["cut_prompts"]:
         print(f"{cut:,} prompts were cut to the {most} tokens that the model reads")
     if args.layout == "gallery":
-        about = f"--guidance {args.guidance:g}, --temperature {args.temperature:g}"
+        about = f"guidance {args.guidance:g}, temperature {args.temperature:g}"
         facts = [f"{args.workdir.resolve().name}, step {trained.step:,}", f"{trained.task.image_size} px", about, protocol["split"]]
         shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(protocol | environment(args)).items()}
         page, *grids = Gallery(args.out, args.file.stem, facts, entries, shown).write()

@@ -92,7 +92,7 @@ class Gallery:
         written = []
         for name, entries in groups.items():
             tiles = np.stack([square(np.stack([_small(self.folder / file, WIDTH) for file in e.files])) for e in entries])
-            columns = min(COLUMNS, len(entries))
+            columns = -(-len(entries) // -(-len(entries) // COLUMNS))  # Rows of one length, nearly.
             written.append(self.folder / GRIDS / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png")
             pictures.save_png(written[-1], pictures.captioned(tiles, [e.prompt.text for e in entries], columns=columns, pad=4))
         return written
@@ -106,14 +106,14 @@ def _figure(entry: Entry, sources: Mapping[str, str], folder: pathlib.Path) -> s
         sharp = ' class="sharp"' if size[0] < SHARP else ""
         name = page.escape(f"{prompt.text}, seed {seed}")
         shots += f'<img{sharp} src="{sources[file]}" width="{size[0]}" height="{size[1]}" alt="{name}" title="{name}" loading="lazy">'
-    seeds = f"seed {entry.seeds[0]}" if len(entry.seeds) == 1 else f"seeds {entry.seeds[0]} – {entry.seeds[-1]}"
+    seeds = f"seed {entry.seeds[0]}" if len(entry.seeds) == 1 else f"seeds {entry.seeds[0]}–{entry.seeds[-1]}"
     tags = "".join(f'<span class="tag {key}">{page.escape(value)}</span>' for key in ("category", "challenge") if (value := getattr(prompt, key)))
     notes = f'<p class="note">{page.escape(prompt.note)}</p>' if prompt.note else ""
     notes += f'<p class="note cut">The model reads only: {page.escape(entry.read)}</p>' if entry.read else ""
     return (
         f'<figure class="prompt" data-category="{page.escape(prompt.category)}" data-challenge="{page.escape(prompt.challenge)}">'
         f'<div class="shots{" many" * (len(entry.files) > 1)}">{shots}</div><figcaption><b>{page.escape(prompt.text)}</b>{notes}'
-        f'<div class="tags">{tags}<span class="seed">row {entry.row} · {seeds}</span></div></figcaption></figure>\n'
+        f'<div class="tags">{tags}<span class="seed" title="row {entry.row} of the file">{seeds}</span></div></figcaption></figure>\n'
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from vimlab import cli, eval_prompts, pictures
 from vimlab.data.text import Bytes
 from vimlab.evals import gallery
+from vimlab.evals.report import write_report
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.sampling.decode import Samples
 from vimlab.tokens import Tokens, TokenSpec
@@ -166,6 +167,8 @@ def test_geneval_finds_its_folders(capsys, model, tmp_path):
     protocol = found["protocol"]
     assert (protocol["evaluator"], protocol["step"], protocol["count"], protocol["split"]) == ("geneval", 7, 8, "all 2 prompts")
     assert protocol["sampler"]["guidance"] == 1 and protocol["seed"] == 0 and protocol["command"].startswith("vimlab ")
+    report = write_report(tmp_path / "run").read_text()
+    assert "<h3>GenEval</h3>" in report and "8 images (all 2 prompts), step 7" in report and "Single object</td>" in report
     (out / "results.jsonl").write_text("{}")
     assert "line 1, is not one of GenEval's results" in refused(capsys, *read)
 

@@ -93,7 +93,8 @@ class Gallery:
         for name, entries in groups.items():
             tiles = np.stack([square(np.stack([_small(self.folder / file, WIDTH) for file in e.files])) for e in entries])
             columns = -(-len(entries) // -(-len(entries) // COLUMNS))  # Rows of one length, nearly.
-            written.append(self.folder / GRIDS / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png")
+            stem = re.sub(r"\W+", "_", name.lower()).strip("_") or OTHER
+            written.append(self.folder / GRIDS / f"{stem}.png")
             pictures.save_png(written[-1], pictures.captioned(tiles, [e.prompt.text for e in entries], columns=columns, pad=4))
         return written
 
@@ -169,6 +170,7 @@ main { max-width: 1320px; } .bar { position: sticky; top: 0; z-index: 1; backgro
 .tags { display: flex; flex-wrap: wrap; gap: 4px 6px; margin-top: auto; padding-top: 9px; font-size: 12px; color: var(--soft); align-items: center; }
 .tag { background: var(--wash); border: 1px solid var(--line); border-radius: 99px; padding: 0 8px; }
 .seed { margin-left: auto; font-variant-numeric: tabular-nums; } #prompts.category .tag.category, #prompts.challenge .tag.challenge { display: none; }
+@media (max-width: 700px) { .bar { position: static; } .bar input { width: 100%; } }
 @media print { .bar { display: none; } .wall { grid-template-columns: repeat(4, 1fr); gap: 10px; } .shots img { print-color-adjust: exact; } }
 """
 # Without scripts the page is whole, by category; with them it can be regrouped and searched.

@@ -15,7 +15,6 @@ from vimlab import cli, pictures
 from vimlab import config as configs
 from vimlab import run as runs
 from vimlab import sample as command
-from vimlab.config import ConfigError
 from vimlab.data.sources import open_source
 from vimlab.data.transforms import Resize
 from vimlab.pretrained import open_tokenizer
@@ -241,20 +240,23 @@ def test_a_folder_keeps_the_samples_of_one_request(capsys, trained, one_by_one, 
     assert files(out) == before
 
 
-def test_prompts_are_read_from_lines_and_from_a_column(tmp_path):
-    def read(name, text, encoding="utf-8"):
-        (tmp_path / name).write_bytes(text.encode(encoding))
-        return command.read_prompts(tmp_path / name)
-
-    assert read("a.txt", "a red circle\n\n  a blue square \r\n") == ["a red circle", "a blue square"]
-    assert read("b.tsv", '\ufeffNote\tPrompt\nx\t"G" painted\ny\n\t\nz\tcafé\n') == ['"G" painted', "café"]
-    for name, text, sentence in [("c.tsv", "prompt\na", "has no column 'Prompt', but 'prompt'"), ("d.txt", "\n \n", "holds no prompt")]:
-        with pytest.raises(ConfigError, match=sentence):
-            read(name, text)
-    with pytest.raises(ConfigError, match="is not UTF-8 text"):
-        read("e.txt", "café", "latin-1")
+def test_prompts_are_read_from_a_column(capsys, tmp_path):
+    (tmp_path / "c.tsv").write_text("Words\na")
+    assert "c.tsv has no column 'Prompt', but 'Words'" in refused(capsys, "--workdir", tmp_path, "--prompts", tmp_path / "c.tsv")
 
 
-def test_parti_prompts_are_read_whole(shared_data):
-    prompts = command.read_prompts(shared_data / "parti_prompts/PartiPrompts.tsv")
-    assert len(prompts) == 1632 and prompts[0] == "bond" and any(p.startswith('"G I G G L E" painted') for p in prompts)
+def test_a_file_of_prompts_gives_the_same_pictures_and_only_those_that_are_missing(trained, one_by_one, tmp_path):
+    (tmp_path / "p.tsv").write_text("Prompt\tCategory\n" + "".join(f"{p}\tShapes\n" for p in PROMPTS[1::2]))
+    flags = ["--workdir", trained["text"], "--file", tmp_path / "p.tsv", "--out", tmp_path / "out", "--num", 3, "--seed", 7, *SHARP]
+    first = call("eval", "prompts", *flags, "--batch", 1)
+    assert first.returncode == 0 and "6 images in" in first.stderr, first.stderr
+    mine = {p.name: p.read_bytes() for p in (tmp_path / "out/pictures").iterdir()}
+    theirs = files(one_by_one[0])
+    assert mine == {f"{i // 3:05d}_{i % 3:02d}.png": theirs[f"p{i // 3:03d}_s{7 + i:08d}.png"] for i in range(6)}
+    kept = tmp_path / "out/pictures/00000_00.png"
+    before = kept.stat().st_mtime_ns
+    for name in ("00000_02.png", "00001_00.png"):
+        (tmp_path / "out/pictures" / name).unlink()
+    second = call("eval", "prompts", *flags, "--batch", 8)
+    assert "4 of which were there already" in second.stdout and "(4 were there already)" in second.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out/pictures").iterdir()} == mine and kept.stat().st_mtime_ns == before

@@ -116,7 +116,7 @@ def write_record(
 
 
 def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[Entry]) -> int:
-    """Draws the files that are not there. Returns how many pictures were."""
+    """Draws the pictures whose files are not there. Returns how many were there."""
     shares = len(entries[0].seeds) // len(entries[0].files)  # Pictures in a file.
     jobs = [(e, file, e.seeds[i * shares : (i + 1) * shares]) for e in entries for i, file in enumerate(e.files)]
     missing = np.array([not (args.out / file).is_file() for _, file, _ in jobs])
@@ -129,15 +129,16 @@ def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[E
     progress.skip((len(jobs) - len(todo)) * shares)
     if todo:
         sampler, knobs = sampler_of(trained, args.batch, len(todo) * shares), knobs_of(args, trained)
-    # What is drawn before it is written fills whole batches, of whole files, decoded in whole groups.
-    step = math.lcm(args.batch, shares, GROUP) // shares
+    # What is drawn before it is written: whole batches of whole files, and no less than what is decoded at a time.
+    count = math.lcm(args.batch, shares)
+    step = count * -(-GROUP // count) // shares
     for first in range(0, len(todo), step):
         part = todo[first : first + step]
         conditions = np.stack([trained.task.text.encode(entry.prompt.text) for entry, _, _ in part]).repeat(shares, 0)
         drawn = sampler.draw(conditions, np.concatenate([seeds for *_, seeds in part]), knobs, progress=progress.add)
-        for (_, file, _), images in zip(part, drawn.images.reshape(len(part), shares, *drawn.images.shape[1:]), strict=True):
+        for (_, file, _), shown in zip(part, drawn.images.reshape(len(part), shares, *drawn.images.shape[1:]), strict=True):
             if jax.process_index() == 0:
-                pictures.save_png(args.out / file, square(images))
+                pictures.save_png(args.out / file, square(shown))
     progress.close()
     return (len(jobs) - len(todo)) * shares
 
@@ -154,7 +155,7 @@ def _tell(
     if cut := protocol["cut_prompts"]:
         print(f"{cut:,} prompts were cut to the {most} tokens that the model reads")
     if args.layout == "gallery":
-        about = f"--guidance {args.guidance:g}, --temperature {args.temperature:g}"
+        about = f"guidance {args.guidance:g}, temperature {args.temperature:g}"
         facts = [f"{args.workdir.resolve().name}, step {trained.step:,}", f"{trained.task.image_size} px", about, protocol["split"]]
         shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(protocol | environment(args)).items()}
         page, *grids = Gallery(args.out, args.file.stem, facts, entries, shown).write()

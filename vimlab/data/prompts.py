@@ -103,7 +103,8 @@ def _table(lines: Sequence[str], where: str, path: pathlib.Path) -> list[Prompt]
                 raise ConfigError(f"{where}, line {reader.line_num}, has {len(header) + len(row[None])} columns, but the first line names {len(header)}")
             rows.append({name: (value or "").strip() for name, value in row.items()})
     except csv.Error as error:
-        raise ConfigError(f"{where}, line {reader.line_num}, cannot be read: {error}") from None
+        # The row begins after the last one that could be read.
+        raise ConfigError(f"{where}, line {reader.line_num + 1}, cannot be read: {error}") from None
     if set(DPG_COLUMNS) <= set(reader.fieldnames):
         texts: dict[str, str] = {}
         for row in rows:

@@ -91,7 +91,7 @@ def read_dpg(path: pathlib.Path, images: Sequence[Mapping[str, Any]]) -> Result:
 
 def _dpg_line(line: str, where: str) -> tuple[str, list[float]]:
     """`path, score of each picture, their mean` → the name below the folder, the scores; a path may hold commas."""
-    match = re.fullmatch(r"(.*\.\w+)((?:, [-+.\deE]+){2,5})", line)
+    match = re.fullmatch(r"(.*\.[A-Za-z]\w*)((?:, [\d.][-+.\de]*){2,5})", line)
     try:
         *scores, mean = map(float, match[2].split(", ")[1:])
     except (TypeError, ValueError):

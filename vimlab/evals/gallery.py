@@ -92,8 +92,9 @@ class Gallery:
         written = []
         for name, entries in groups.items():
             tiles = np.stack([square(np.stack([_small(self.folder / file, WIDTH) for file in e.files])) for e in entries])
-            columns = min(COLUMNS, len(entries))
-            written.append(self.folder / GRIDS / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png")
+            columns = -(-len(entries) // -(-len(entries) // COLUMNS))  # Rows of one length, nearly.
+            stem = re.sub(r"\W+", "_", name.lower()).strip("_") or OTHER
+            written.append(self.folder / GRIDS / f"{stem}.png")
             pictures.save_png(written[-1], pictures.captioned(tiles, [e.prompt.text for e in entries], columns=columns, pad=4))
         return written
 
@@ -106,14 +107,14 @@ def _figure(entry: Entry, sources: Mapping[str, str], folder: pathlib.Path) -> s
         sharp = ' class="sharp"' if size[0] < SHARP else ""
         name = page.escape(f"{prompt.text}, seed {seed}")
         shots += f'<img{sharp} src="{sources[file]}" width="{size[0]}" height="{size[1]}" alt="{name}" title="{name}" loading="lazy">'
-    seeds = f"seed {entry.seeds[0]}" if len(entry.seeds) == 1 else f"seeds {entry.seeds[0]} – {entry.seeds[-1]}"
+    seeds = f"seed {entry.seeds[0]}" if len(entry.seeds) == 1 else f"seeds {entry.seeds[0]}–{entry.seeds[-1]}"
     tags = "".join(f'<span class="tag {key}">{page.escape(value)}</span>' for key in ("category", "challenge") if (value := getattr(prompt, key)))
     notes = f'<p class="note">{page.escape(prompt.note)}</p>' if prompt.note else ""
     notes += f'<p class="note cut">The model reads only: {page.escape(entry.read)}</p>' if entry.read else ""
     return (
         f'<figure class="prompt" data-category="{page.escape(prompt.category)}" data-challenge="{page.escape(prompt.challenge)}">'
         f'<div class="shots{" many" * (len(entry.files) > 1)}">{shots}</div><figcaption><b>{page.escape(prompt.text)}</b>{notes}'
-        f'<div class="tags">{tags}<span class="seed">row {entry.row} · {seeds}</span></div></figcaption></figure>\n'
+        f'<div class="tags">{tags}<span class="seed" title="row {entry.row} of the file">{seeds}</span></div></figcaption></figure>\n'
     )
 
 
@@ -169,6 +170,7 @@ main { max-width: 1320px; } .bar { position: sticky; top: 0; z-index: 1; backgro
 .tags { display: flex; flex-wrap: wrap; gap: 4px 6px; margin-top: auto; padding-top: 9px; font-size: 12px; color: var(--soft); align-items: center; }
 .tag { background: var(--wash); border: 1px solid var(--line); border-radius: 99px; padding: 0 8px; }
 .seed { margin-left: auto; font-variant-numeric: tabular-nums; } #prompts.category .tag.category, #prompts.challenge .tag.challenge { display: none; }
+@media (max-width: 700px) { .bar { position: static; } .bar input { width: 100%; } }
 @media print { .bar { display: none; } .wall { grid-template-columns: repeat(4, 1fr); gap: 10px; } .shots img { print-color-adjust: exact; } }
 """
 # Without scripts the page is whole, by category; with them it can be regrouped and searched.

@@ -88,7 +88,7 @@ def figures(run: workdir.Run) -> str:
             rows.append(f'<tr><td>{page.escape(name_of(metric))}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
         note = f"{protocol['count']:,} images ({_short(protocol['split'])}), step {protocol['step']:,}"
         tables.append(
-            f'<figure><h3>{page.escape(name.capitalize().replace("_", " "))}</h3><p class="note">{page.escape(note)}</p>'
+            f'<figure><h3>{page.escape(protocol.get("benchmark", name.capitalize().replace("_", " ")))}</h3><p class="note">{page.escape(note)}</p>'
             f"<table>{''.join(rows)}</table>"
             f"{page.folded('Protocol: how these figures came about', page.pairs(_plain(protocol)))}</figure>"
         )

@@ -65,6 +65,17 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "quantized_accuracy": ("Of their codes", "", svg.percent),
     "pixels_accuracy": ("Of 8x8 pixels", "", svg.percent),
     "chance_accuracy": ("Of always naming the commonest class", "", svg.percent),
+    # GenEval's and DPG-Bench's, in the units that they are published in.
+    "overall": ("Overall, mean of the tasks", "", "{:.4f}".format),
+    "single_object": ("Single object", "", "{:.4f}".format),
+    "two_object": ("Two objects", "", "{:.4f}".format),
+    "counting": ("Counting", "", "{:.4f}".format),
+    "colors": ("Colours", "", "{:.4f}".format),
+    "position": ("Position", "", "{:.4f}".format),
+    "color_attr": ("Colour attribution", "", "{:.4f}".format),
+    "correct_images": ("Pictures that are right", "", svg.percent),
+    "correct_prompts": ("Prompts with a picture that is right", "", svg.percent),
+    "score": ("DPG-Bench score", "of 100", "{:.2f}".format),
 }
 # Evaluator, metric, heading: what stands at the top.
 CARDS = (

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from vimlab.config import ConfigError
 from vimlab.evals.alignment import Alignment, of_shapes
+from vimlab.evals.clip_score import ClipScore
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.evaluator import Evaluator, Result, Subject, evaluate
 from vimlab.evals.likelihood import Likelihood
@@ -13,7 +14,7 @@ from vimlab.evals.samples import Samples
 
 __all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate", "suited"]
 
-EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment)}
+EVALUATORS: dict[str, type] = {e.NAME: e for e in (Reconstruction, Codebook, Likelihood, Samples, Alignment, ClipScore)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class EvalsConfig:
     likelihood: Likelihood | None = None
     samples: Samples | None = None
     alignment: Alignment | None = None
+    clip_score: ClipScore | None = None
 
     def enabled(self) -> dict[str, Evaluator]:
         """The evaluators that run during training."""

@@ -21,7 +21,7 @@ PICTURE_WIDTH = 1600
 PICTURE_BYTES = 400_000
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
-DRAWN = ("prompts", "samples", "alignment")  # Pictures of the model's own making: what people look at first.
+DRAWN = ("prompts", "samples", "alignment", "clip_score")  # Pictures of the model's own making: what people look at first.
 
 
 def write_report(directory: str | os.PathLike) -> pathlib.Path:

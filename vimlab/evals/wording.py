@@ -11,6 +11,7 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "psnr": ("PSNR, mean over images", "dB", "{:.2f}".format),
     "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
     "ssim": ("SSIM", "", "{:.4f}".format),
+    "lpips": ("LPIPS, mean over images", "", "{:.4f}".format),
     "l1": ("L1, mean absolute error", "", "{:.4f}".format),
     "l2": ("L2, mean squared error", "", "{:.5f}".format),
     "usage": ("Codes used by the whole set", "", svg.percent),
@@ -38,6 +39,10 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "shape_right": ("Shapes right", "", svg.percent),
     "size_right": ("Sizes right", "", svg.percent),
     "relation_right": ("Relations right", "", svg.percent),
+    "clip_score": ("CLIP score of drawn pictures and their captions", "", "{:.2f}".format),
+    "clip_score_control": ("CLIP score of drawn pictures and other captions", "", "{:.2f}".format),
+    "clip_score_real": ("CLIP score of the set's own pictures", "", "{:.2f}".format),
+    "clip_score_real_control": ("CLIP score of the set's own pictures and other captions", "", "{:.2f}".format),
 }
 # Evaluator, metric, heading: what stands at the top.
 CARDS = (
@@ -49,12 +54,14 @@ CARDS = (
     ("likelihood", "unigram_bits", "Unigram entropy"),
     ("alignment", "seen", "Captions shown"),
     ("alignment", "held_out", "Held-out captions shown"),
+    ("clip_score", "clip_score", "CLIP score"),
 )
 PICTURES = {
     "reconstruction": "Held-out images; under each strip, what the model makes of it",
     "prompts": "Drawn by `vimlab sample` for what it was asked",
     "samples": "What the model draws; where it was told something, the real picture is on the right",
     "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
+    "clip_score": "Drawn from the caption, which follows its cosine to the picture in CLIP's space",
 }
 GROUPS = ("seen", "held_out", "seen_ceiling", "held_out_ceiling", "seen_control", "held_out_control")
 SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*", "*_right", *GROUPS)

@@ -113,10 +113,14 @@ def load_weights(*paths: str | os.PathLike) -> Weights:
 
 def provenance(*paths: str | os.PathLike) -> str:
     """One line for the log and beside every figure: each file's name, the start of its sha256, and what it is if known."""
-    hashes = {pathlib.Path(path).name: _sha256(path) for path in paths}
     return "LPIPS from " + ", ".join(
-        f"{n} (sha256 {h[:8]}, {KNOWN_FILES.get(h, 'not a known file')})" for n, h in hashes.items()
+        f"{n} (sha256 {h[:8]}, {KNOWN_FILES.get(h, 'not a known file')})" for n, h in hashes(*paths).items()
     )
+
+
+def hashes(*paths: str | os.PathLike) -> dict[str, str]:
+    """The sha256 of each file, by its name."""
+    return {pathlib.Path(path).name: _sha256(path) for path in paths}
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:

@@ -73,8 +73,6 @@ def load(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:
-    if not str(path):
-        raise ClipError(f"CLIP's weights are not given; {NEEDED}")
     if not pathlib.Path(path).is_file():
         raise ClipError(f"the CLIP weights {str(path)!r} do not exist; {NEEDED}")
     return pathlib.Path(path)

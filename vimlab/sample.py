@@ -223,8 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
     parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
     parser.add_argument("--rerank", nargs="?", const="likelihood", choices=RANKINGS, help="rank each prompt's images by a score (likelihood)")
-    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's model.safetensors, pytorch_model.bin or ViT-B-32.pt")
-    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
+    parser.add_argument("--scorer-weights", metavar="FILE", help="for clip: its model.safetensors, pytorch_model.bin or ViT-B-32.pt")
+    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
     parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser

@@ -1,6 +1,7 @@
 """The compiled resize is Pillow's, bit for bit; the crop is torchvision's."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,5 +36,5 @@ def test_it_is_pillows(shape):
 
 def test_values_between_levels_are_rounded_and_cut_first():
     values = np.float32([[-70, 127.49, 127.51], [255, 300, 254.6]]) / 255
-    found = resize_and_crop(np.broadcast_to(values[:, None, None], (2, 4, 4, 3)), 4)
+    found = resize_and_crop(jnp.broadcast_to(values[:, None, None], (2, 4, 4, 3)), 4)
     np.testing.assert_array_equal(levels(found)[:, 0, 0], [[0, 127, 128], [255, 255, 255]])

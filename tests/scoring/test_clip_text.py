@@ -73,7 +73,8 @@ def test_mistakes_are_named(tmp_path, text):
     fails("cut.gz is not CLIP's vocabulary", "cut.gz", b"\x1f\x8b half")
     fails("three.txt is not CLIP's vocabulary", "three.txt", b"#\na b c\n")
     fails("alone.json is not CLIP's vocabulary .*merges.txt", "alone.json", json.dumps(text._ids).encode())
-    fails("it lacks bytes", "other.json", json.dumps({"model": {"vocab": {"a": 0, clip_text.START: 1, clip_text.END: 2}, "merges": []}}).encode())
+    few = {"model": {"vocab": {"a": 0, clip_text.START: 1, clip_text.END: 2}, "merges": []}}
+    fails("it lacks bytes", "other.json", json.dumps(few).encode())
 
 
 def test_half_a_surrogate_pair_is_read(text):

@@ -43,7 +43,8 @@ def test_what_it_says_of_itself(scorer, config):
     said = scorer.protocol()
     assert scorer.name == said["scorer"] == "clip-vit-32-8-32" and len(scorer.identity) == 64 and said["scorer_sha256"] == scorer.identity
     assert json.loads(json.dumps(said)) == said and said["scorer_text"] == {"head_dim": 16, "activation": "quick_gelu"}
-    of = lambda width, patch, side: name_of({"positions": np.zeros(((side // patch) ** 2 + 1, width)), "patch": np.zeros((3 * patch**2, width))})
+    tower = lambda width, patch, side: {"positions": np.zeros(((side // patch) ** 2 + 1, width)), "patch": np.zeros((3 * patch**2, width))}
+    of = lambda *sizes: name_of(tower(*sizes))
     assert [of(768, 32, 224), of(1024, 14, 336), of(1024, 14, 224)] == ["clip-vit-b-32", "clip-vit-l-14-336", "clip-vit-l-14"]
 
 
@@ -72,5 +73,6 @@ def test_settings_that_do_not_fit_the_files_are_refused(config, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="is no JSON"):
         beside.open()
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 32, "num_attention_heads": 2}}))
+    said = {"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 32, "num_attention_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
     assert beside.open().name == "clip-vit-32-8-32"

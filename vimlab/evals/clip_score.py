@@ -36,11 +36,14 @@ class ClipScore(Drawing):
     def run(self, subject: Subject) -> Result:
         """Draws. Uses predict_fns["sample"] and ["decode"]. Raises ConfigError, and ClipError for wrong files, before it draws."""
         if subject.condition != "text":
-            raise ConfigError(f"clip_score compares pictures with captions, but this model reads none (its condition is {subject.condition!r}); "
-                              "leave it out")  # fmt: skip
+            raise ConfigError(
+                f"clip_score compares pictures with captions, but this model reads none (its condition is {subject.condition!r}); leave it out"
+            )
         if not (self.scorer.weights and self.scorer.vocabulary):
-            raise ConfigError("clip_score needs CLIP's weights and vocabulary, files that you have; set --config.evals.clip_score.scorer.weights=FILE "
-                              "and --config.evals.clip_score.scorer.vocabulary=FILE")  # fmt: skip
+            raise ConfigError(
+                "clip_score needs CLIP's weights and vocabulary, files that you have; set --config.evals.clip_score.scorer.weights=FILE "
+                "and --config.evals.clip_score.scorer.vocabulary=FILE"
+            )
         scorer = self.scorer.open()
         prompts = first_prompts(subject, self.count, lambda images: images[:, 0, 0, 0], distinct=False)
         drawn = self.draw(subject, prompts, self.guidance)

@@ -98,10 +98,12 @@ class Clip:
                 said[f"{kind}_head_dim"] = section["hidden_size"] // section["num_attention_heads"]
             for field, value in said.items():
                 if value != getattr(self, field):
-                    raise ConfigError(f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}")
+                    raise ConfigError(
+                        f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}"
+                    )
 
 
-# Each has a NAME, paths `weights` and `vocabulary`, and `open()`, which makes an ImageTextScorer; a config's `scorer` is one of them.
+# Each has a NAME, paths `weights` and `vocabulary`, and `open()`, which makes an ImageTextScorer; a config's `scorer` is one.
 SCORERS: dict[str, type] = {s.NAME: s for s in (Clip,)}
 
 

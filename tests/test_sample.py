@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import small_clip
 from PIL import Image
 from test_train import call, compiled_once  # noqa: F401, a fixture
 from test_train_generator import fresh_tokenizer
@@ -18,6 +19,7 @@ from vimlab import sample as command
 from vimlab.data.sources import open_source
 from vimlab.data.transforms import Resize
 from vimlab.pretrained import open_tokenizer
+from vimlab.scoring.scorers import cosines
 
 PROMPTS = ("--prompt", "a red circle", "--prompt", "a small blue square above a large red cross")
 SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", "0.95", "--temperature", "0.9")
@@ -122,6 +124,23 @@ def test_the_seed_of_an_image_draws_it_again_alone_and_the_best_are_kept(trained
     assert "1 images in" in said and "the best 1 of each 3 by likelihood" in said and "3 drawn" in said
 
 
+def test_a_network_of_images_and_texts_ranks_them(capsys, trained, tmp_path):
+    clip = small_clip.write(tmp_path)
+    opened = small_clip.settings(tmp_path / "model.safetensors", tmp_path / "merges.txt")
+    with pytest.MonkeyPatch.context() as patch:  # The small network has narrow heads, for which there is no flag.
+        patch.setitem(command.SCORERS, "clip", lambda **files: opened)
+        flags = ["--workdir", trained["text"], *PROMPTS, "--num", 2, "--rerank", "clip", "--scorer-weights", clip.weights,
+                 "--scorer-vocabulary", clip.vocabulary, "--out", tmp_path / "out"]  # fmt: skip
+        assert cli.main(["sample", *map(str, flags)]) == 0
+    made, scorer = record(tmp_path / "out"), opened.open()
+    images = np.stack([np.asarray(Image.open(tmp_path / "out" / i["file"])) for i in made["images"]])
+    expected = cosines(scorer, images, np.repeat(PROMPTS[1::2], 2).tolist())
+    np.testing.assert_allclose([i["score"] for i in made["images"]], expected, atol=1e-5)
+    assert made["request"]["scorer_sha256"] == scorer.identity and "by clip" in capsys.readouterr().out
+    nothing = ["--workdir", trained["none"], "--rerank", "clip", "--scorer-weights", clip.weights, "--scorer-vocabulary", clip.vocabulary]
+    assert "is told nothing; use --rerank likelihood" in refused(capsys, *nothing)
+
+
 def test_the_upper_rows_of_an_image_are_kept_token_by_token(trained, tmp_path):
     image = open_source("shapes:test?size=40&count=1")[0]["image"]
     pictures.save_png(tmp_path / "image.png", image)
@@ -176,6 +195,8 @@ def refused(capsys, *args) -> str:
         (["--guidance", "inf"], "--guidance is inf, but must be finite and at least 0"),
         (["--keep", 5, "--rerank"], "--keep is 5, but must be at least 1 and at most --num 4"),
         (["--keep", 1], "--keep is given, but nothing to choose by; add --rerank"),
+        (["--rerank", "clip"], "--rerank clip reads files that you have; add --scorer-weights FILE and --scorer-voc"),
+        (["--rerank", "--scorer-weights", "a"], "but nothing reads them; add --rerank clip"),
         (["--keep-rows", 1], "--image and --keep-rows belong together"),
         (["--prompts", "no.txt"], "--prompts no.txt does not exist"),
         (["--image", "no.png", "--keep-rows", 1], "--image no.png does not exist"),

@@ -109,7 +109,7 @@ def scorer_of(args: argparse.Namespace, trained: Trained) -> ImageTextScorer | N
         return None
     if trained.config.model.condition.NAME == "none":
         raise ConfigError(f"--rerank {args.rerank} compares images with texts, but {trained.workdir} is told nothing; use --rerank likelihood")
-    return SCORERS[args.rerank](weights=args.scorer_weights or "", vocabulary=args.scorer_vocabulary or "").open()
+    return SCORERS[args.rerank](weights=args.scorer_weights, vocabulary=args.scorer_vocabulary).open()
 
 
 def request_of(args: argparse.Namespace, trained: Trained, names: Sequence[str], scorer: ImageTextScorer | None = None) -> dict[str, Any]:
@@ -178,8 +178,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--keep is {args.keep}, but must be at least 1 and at most --num {args.num}")
     if args.keep and not args.rerank:
         raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
-    files = args.scorer_weights is not None or args.scorer_vocabulary is not None
-    if files and args.rerank not in SCORERS:
+    files = (args.scorer_weights, args.scorer_vocabulary)
+    if args.rerank in SCORERS and not all(files):
+        raise ConfigError(f"--rerank {args.rerank} reads files that you have; add --scorer-weights FILE and --scorer-vocabulary FILE")
+    if args.rerank not in SCORERS and any(files):
         raise ConfigError(f"--scorer-weights and --scorer-vocabulary are given, but nothing reads them; add --rerank {' or '.join(SCORERS)}")
     if (args.image is None) != (args.keep_rows is None):
         raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")

@@ -1,5 +1,6 @@
 """Evaluators: masked, independent of batch size and devices, and no figure without its protocol."""
 
+import hashlib
 import json
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vimlab import safetensors_io
 from vimlab.config import ConfigError, resolve, to_dict
 from vimlab.evals import EvalsConfig, Subject, evaluate, suited
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
+from vimlab.losses import perceptual
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding
 from vimlab.tokens import Tokens, TokenSpec
@@ -105,6 +108,36 @@ def test_figures_depend_on_neither_batch_size_nor_devices():
 def test_rounding_hides_errors_under_half_a_level():
     metrics = Reconstruction().run(subject(gain=1.001)).metrics
     assert metrics["l2"] == 0 and metrics["psnr"] == pytest.approx(100) and metrics["ssim"] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def lpips_file(tmp_path_factory):
+    """Random weights that pass for LPIPS's."""
+    rng, named, channels = np.random.default_rng(5), {}, 3
+    for stage, width in zip(perceptual.STAGES, perceptual.WIDTHS, strict=True):
+        for index in stage:
+            kernel = rng.standard_normal((width, channels, 3, 3), dtype=np.float32)
+            named[f"features.{index}.weight"] = kernel * np.float32(np.sqrt(2 / (9 * channels)))
+            named[f"features.{index}.bias"], channels = np.full(width, 0.1, np.float32), width
+    for k, total in enumerate(perceptual.HEAD_SUMS):
+        named[f"lin{k}.model.1.weight"] = np.full((1, perceptual.WIDTHS[k], 1, 1), total / perceptual.WIDTHS[k], np.float32)
+    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
+    safetensors_io.write(path, named)
+    return path
+
+
+def test_lpips_is_reported_where_its_weights_are_given(lpips_file):
+    evaluator = Reconstruction(lpips=(str(lpips_file),), pictures=0)
+    result, plain = evaluator.run(subject(size=7)), Reconstruction(pictures=0).run(subject(size=7))
+    weights = perceptual.load_weights(lpips_file)
+    x = IMAGES.astype(np.float32) / 255
+    y = np.round(np.clip(x * np.float32(GAIN), 0, 1) * 255) / 255
+    expected = np.mean(jax.jit(perceptual.lpips)(weights, x, y), dtype=np.float64)
+    assert result.metrics["lpips"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
+    assert {k: v for k, v in result.metrics.items() if k != "lpips"} == pytest.approx(plain.metrics) and "lpips" not in plain.protocol
+    assert result.protocol["lpips_sha256"] == {"lpips.safetensors": hashlib.sha256(lpips_file.read_bytes()).hexdigest()}
+    with pytest.raises(perceptual.PerceptualError, match="the perceptual weights 'none.pth' do not exist"):
+        Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": None}))
 
 
 def test_codebook_counts_real_images_only():

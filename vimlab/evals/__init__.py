@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from vimlab.config import ConfigError
 from vimlab.evals.alignment import Alignment, of_shapes
+from vimlab.evals.clip_score import ClipScore
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.evaluator import Evaluator, Result, Subject, evaluate
@@ -16,7 +17,7 @@ from vimlab.evals.token_language import TokenLanguage
 
 __all__ = ["EVALUATORS", "EvalsConfig", "Evaluator", "Result", "Subject", "evaluate", "suited"]
 
-_ALL = (Reconstruction, Rfid, Codebook, TokenLanguage, Likelihood, Samples, Fid, InceptionScore, Alignment, Probe)
+_ALL = (Reconstruction, Rfid, Codebook, TokenLanguage, Likelihood, Samples, Fid, InceptionScore, Alignment, ClipScore, Probe)
 EVALUATORS: dict[str, type] = {e.NAME: e for e in _ALL}
 SHORT = {"is": InceptionScore.NAME}  # A Python keyword, which no config can have as a key.
 
@@ -35,6 +36,7 @@ class EvalsConfig:
     inception_score: InceptionScore | None = None
     token_language: TokenLanguage | None = None
     probe: Probe | None = None
+    clip_score: ClipScore | None = None
 
     def enabled(self) -> dict[str, Evaluator]:
         """The evaluators that run during training."""

@@ -1,4 +1,4 @@
-"""How near reconstructions come to held-out images: PSNR, SSIM, MS-SSIM, L1, L2 and a grid to look at."""
+"""How near reconstructions come to held-out images: PSNR, SSIM, MS-SSIM, L1, L2, LPIPS where there are its weights, and a grid."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,6 +11,7 @@ from vimlab import pictures
 from vimlab.config import ConfigError, Duration
 from vimlab.evals import image_metrics
 from vimlab.evals.evaluator import Result, Subject, to_host
+from vimlab.losses import perceptual
 
 COLUMNS = 8
 
@@ -22,19 +23,22 @@ class Reconstruction:
     Attributes:
       every: how often during training.
       pictures: images shown, the first of the set.
+      lpips: paths of LPIPS's weights, one or two: see vimlab.losses.perceptual; without them it is left out.
     """
 
     NAME: ClassVar[str] = "reconstruction"
     every: Duration = Duration(1000)
     pictures: int = 16
+    lpips: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.pictures < 0:
             raise ConfigError(f"pictures is {self.pictures}, but must not be negative")
 
     def run(self, subject: Subject) -> Result:
-        """Reconstructs every image. Uses predict_fns["reconstruct"]."""
+        """Reconstructs every image. Uses predict_fns["reconstruct"]. Raises PerceptualError for wrong weights of LPIPS."""
         reconstruct = subject.predict("reconstruct")
+        vgg = perceptual.load_weights(*self.lpips) if self.lpips else None
         parts: list[dict[str, np.ndarray]] = []
         shown: list[tuple[np.ndarray, np.ndarray]] = []
         missing = self.pictures
@@ -45,7 +49,7 @@ class Reconstruction:
                     f"reconstructions of shape {rounded.shape} cannot be compared with images of {images.shape}; "
                     "evaluate at the model's own image size"
                 )
-            parts.append({k: to_host(v)[real] for k, v in _figures(images, rounded).items()})
+            parts.append({k: to_host(v)[real] for k, v in _figures(images, rounded, vgg).items()})
             if missing:
                 pair = [pictures.to_uint8(to_host(x)[real][:missing]) for x in (images, rounded)]
                 shown.append((pair[0], pair[1]))
@@ -54,7 +58,7 @@ class Reconstruction:
         values = {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
         means = {k: float(v.mean()) for k, v in values.items()}
         means["psnr_of_mean_mse"] = float(image_metrics.psnr_of_mse(means["l2"]))
-        metrics = {k: means[k] for k in ("psnr", "psnr_of_mean_mse", "ssim", "ms_ssim", "l1", "l2") if k in means}
+        metrics = {k: means[k] for k in ("psnr", "psnr_of_mean_mse", "ssim", "ms_ssim", "lpips", "l1", "l2") if k in means}
         protocol = {
             "count": len(values["l2"]),
             "rounding": "uint8",
@@ -65,6 +69,9 @@ class Reconstruction:
         }
         if "ms_ssim" in metrics:
             protocol["ms_ssim"] = "SSIM's window at 5 scales of 2x2 means, weights of Wang et al. 2003, per channel"
+        if vgg:
+            protocol["lpips"] = f"mean over images of LPIPS v0.1 on VGG16, f32, at the images' own size; {perceptual.provenance(*self.lpips)}"
+            protocol["lpips_sha256"] = perceptual.hashes(*self.lpips)
         return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: _grid(shown)} if shown else {})
 
 
@@ -74,14 +81,18 @@ def _round(images: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _figures(images: jax.Array, rounded: jax.Array) -> dict[str, jax.Array]:
+def _figures(images: jax.Array, rounded: jax.Array, vgg: perceptual.Weights | None) -> dict[str, jax.Array]:
     """Per image, f32[B] each."""
     figures = {"psnr": image_metrics.psnr, "l1": image_metrics.mae, "l2": image_metrics.mse}
     if min(images.shape[1:3]) > 2 * image_metrics.SSIM_RADIUS:
         figures["ssim"] = image_metrics.ssim
     if min(images.shape[1:3]) >= image_metrics.MS_SSIM_SMALLEST:
         figures["ms_ssim"] = image_metrics.ms_ssim
-    return {name: metric(images, rounded) for name, metric in figures.items()}
+    found = {name: metric(images, rounded) for name, metric in figures.items()}
+    if vgg is not None:
+        with jax.default_matmul_precision("highest"):
+            found["lpips"] = perceptual.lpips(vgg, images, rounded)
+    return found
 
 
 def _grid(shown: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -12,6 +12,7 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "psnr_of_mean_mse": ("PSNR of the mean squared error", "dB", "{:.2f}".format),
     "ssim": ("SSIM", "", "{:.4f}".format),
     "ms_ssim": ("MS-SSIM", "", "{:.4f}".format),
+    "lpips": ("LPIPS, mean over images", "", "{:.4f}".format),
     "l1": ("L1, mean absolute error", "", "{:.4f}".format),
     "l2": ("L2, mean squared error", "", "{:.5f}".format),
     "usage": ("Codes used by the whole set", "", svg.percent),
@@ -76,6 +77,10 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "correct_images": ("Pictures that are right", "", svg.percent),
     "correct_prompts": ("Prompts with a picture that is right", "", svg.percent),
     "score": ("DPG-Bench score", "of 100", "{:.2f}".format),
+    "clip_score": ("CLIP score of drawn pictures and their captions", "", "{:.2f}".format),
+    "clip_score_control": ("CLIP score of drawn pictures and other captions", "", "{:.2f}".format),
+    "clip_score_real": ("CLIP score of the set's own pictures", "", "{:.2f}".format),
+    "clip_score_real_control": ("CLIP score of the set's own pictures and other captions", "", "{:.2f}".format),
 }
 # Evaluator, metric, heading: what stands at the top.
 CARDS = (
@@ -88,12 +93,14 @@ CARDS = (
     ("probe", "block_accuracy", "Linear probe"),
     ("alignment", "seen", "Captions shown"),
     ("alignment", "held_out", "Held-out captions shown"),
+    ("clip_score", "clip_score", "CLIP score"),
 )
 PICTURES = {
     "reconstruction": "Held-out images; under each strip, what the model makes of it",
     "prompts": "Drawn by `vimlab sample` for what it was asked",
     "samples": "What the model draws; where it was told something, the real picture is on the right",
     "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
+    "clip_score": "Drawn from the caption, which follows its cosine to the picture in CLIP's space",
 }
 GROUPS = ("seen", "held_out", "seen_ceiling", "held_out_ceiling", "seen_control", "held_out_control")
 SHARES = ("*usage*", "*share*", "*wait*", "mfu", "*fraction*", "*_right", "*_saving", "*_accuracy", *GROUPS)

@@ -110,11 +110,15 @@ def load_weights(*paths: str | os.PathLike) -> Weights:
 def provenance(*paths: str | os.PathLike) -> str:
     """One line for the log and beside every figure: each file's name, the start of its sha256, and what it is if known."""
     parts = []
-    for path in paths:
-        digest = sha256(path)
+    for name, digest in hashes(*paths).items():
         known = known_by(digest)
-        parts.append(f"{pathlib.Path(path).name} (sha256 {digest[:8]}, {known.what if known else 'not a known file'})")
+        parts.append(f"{name} (sha256 {digest[:8]}, {known.what if known else 'not a known file'})")
     return "LPIPS from " + ", ".join(parts)
+
+
+def hashes(*paths: str | os.PathLike) -> dict[str, str]:
+    """The sha256 of each file, by its name."""
+    return {pathlib.Path(path).name: sha256(path) for path in paths}
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:

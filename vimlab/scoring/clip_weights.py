@@ -73,8 +73,6 @@ def load(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:
-    if not str(path):
-        raise ClipError(f"CLIP's weights are not given; {NEEDED}")
     if not pathlib.Path(path).is_file():
         raise ClipError(f"the CLIP weights {str(path)!r} do not exist; {NEEDED}")
     return pathlib.Path(path)
@@ -90,8 +88,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ClipError(f"{path} is a CLIP with a ResNet, and only those with a vision transformer are known here; {NEEDED}")
     if "visual.class_embedding" not in found:
         return found
-    for name in ("visual.proj", "text_projection"):  # A matrix, where Hugging Face has a Linear, which is its transpose.
-        found[name] = found[name].T
+    # Matrices, where Hugging Face has Linears, which are their transposes.
+    found |= {name: found[name].T for name in ("visual.proj", "text_projection") if name in found}
     renamed = {}
     for name, x in found.items():
         for pattern, theirs in OPENAI:

@@ -98,12 +98,13 @@ class Clip:
                 said[f"{kind}_head_dim"] = section["hidden_size"] // section["num_attention_heads"]
             for field, value in said.items():
                 if value != getattr(self, field):
-                    raise ConfigError(f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}")
+                    raise ConfigError(
+                        f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}"
+                    )
 
 
-# Each has a NAME, and `open()` that makes an ImageTextScorer; a config's `scorer` is one of them.
+# Each has a NAME, paths `weights` and `vocabulary`, and `open()`, which makes an ImageTextScorer; a config's `scorer` is one.
 SCORERS: dict[str, type] = {s.NAME: s for s in (Clip,)}
-ScorerConfig = Clip
 
 
 class ClipScorer:
@@ -119,17 +120,20 @@ class ClipScorer:
         self.name, self.identity = name_of(towers["image"]), clip_weights.identity(config.weights)
         self._config, self._text, image, words = config, text, config.settings("image"), config.settings("text")
         self._towers = jax.device_put(towers, jax.local_devices()[0])
+        self._alone = jax.sharding.Mesh(jax.local_devices()[:1], ("one",))  # Whatever mesh the caller computes on.
         self._length = len(towers["text"]["positions"])
         self._image = jax.jit(lambda tower, images: clip.unit(clip.image_features(tower, images.astype(jnp.float32) / 255, **image)))
         self._texts = jax.jit(lambda tower, ids: clip.unit(clip.text_features(tower, ids, **words)))
 
     def images(self, images: np.ndarray) -> np.ndarray:
         """f32[M,D] of unit length, of uint8[M,H,W,3]; an image's vector does not depend on its neighbours."""
-        return in_groups(partial(self._image, self._towers["image"]), images)
+        with jax.set_mesh(self._alone):
+            return in_groups(partial(self._image, self._towers["image"]), images)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """f32[M,D] of unit length; of a text that is too long, only the beginning counts."""
-        return in_groups(partial(self._texts, self._towers["text"]), self._text.encode(texts, self._length))
+        with jax.set_mesh(self._alone):
+            return in_groups(partial(self._texts, self._towers["text"]), self._text.encode(texts, self._length))
 
     def protocol(self) -> dict[str, Any]:
         """What fixes the vectors, as JSON values."""

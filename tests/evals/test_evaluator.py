@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vimlab.config import ConfigError, resolve, to_dict
-from vimlab.evals import EvalsConfig, Subject, evaluate, suited
+from vimlab.evals import EvalsConfig, Subject, evaluate, reconstruction, suited
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.parallel.mesh import MeshConfig, make_mesh
@@ -105,6 +105,12 @@ def test_figures_depend_on_neither_batch_size_nor_devices():
 def test_rounding_hides_errors_under_half_a_level():
     metrics = Reconstruction().run(subject(gain=1.001)).metrics
     assert metrics["l2"] == 0 and metrics["psnr"] == pytest.approx(100) and metrics["ssim"] == pytest.approx(1)
+
+
+def test_similarity_is_left_out_where_the_window_does_not_fit():
+    figures = lambda side: set(jax.eval_shape(reconstruction._figures, *[jnp.zeros((1, side, side + 9, 3))] * 2))
+    assert figures(10) == {"psnr", "l1", "l2"} and figures(160) - figures(10) == {"ssim"}
+    assert figures(161) - figures(160) == {"ms_ssim"}
 
 
 def test_codebook_counts_real_images_only():

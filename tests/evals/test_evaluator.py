@@ -12,7 +12,7 @@ from PIL import Image
 
 from vimlab import safetensors_io
 from vimlab.config import ConfigError, resolve, to_dict
-from vimlab.evals import EvalsConfig, Subject, evaluate, suited
+from vimlab.evals import EvalsConfig, Subject, evaluate, reconstruction, suited
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.losses import perceptual
@@ -132,12 +132,16 @@ def test_lpips_is_reported_where_its_weights_are_given(lpips_file):
     weights = perceptual.load_weights(lpips_file)
     x = IMAGES.astype(np.float32) / 255
     y = np.round(np.clip(x * np.float32(GAIN), 0, 1) * 255) / 255
-    expected = np.mean(jax.jit(perceptual.lpips)(weights, x, y), dtype=np.float64)
+    expected = float(np.mean(np.asarray(jax.jit(perceptual.lpips)(weights, x, y)), dtype=np.float64))
     assert result.metrics["lpips"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
     assert {k: v for k, v in result.metrics.items() if k != "lpips"} == pytest.approx(plain.metrics) and "lpips" not in plain.protocol
     assert result.protocol["lpips_sha256"] == {"lpips.safetensors": hashlib.sha256(lpips_file.read_bytes()).hexdigest()}
     with pytest.raises(perceptual.PerceptualError, match="the perceptual weights 'none.pth' do not exist"):
         Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": None}))
+def test_similarity_is_left_out_where_the_window_does_not_fit():
+    figures = lambda side: set(jax.eval_shape(reconstruction._figures, *[jnp.zeros((1, side, side + 9, 3))] * 2, None))
+    assert figures(10) == {"psnr", "l1", "l2"} and figures(160) - figures(10) == {"ssim"}
+    assert figures(161) - figures(160) == {"ms_ssim"}
 
 
 def test_codebook_counts_real_images_only():
@@ -177,8 +181,8 @@ def test_mistakes_are_one_sentence(tmp_path):
         with pytest.raises(ConfigError, match=message):
             evaluate({"reconstruction": Reconstruction()}, subject(**change), tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is written where a figure would lack something"
-    with pytest.raises(ConfigError, match="'fid' is unknown; known are"):
-        EvalsConfig().named(["codebook", "fid"])
+    with pytest.raises(ConfigError, match="'fdi' is unknown; known are"):
+        EvalsConfig().named(["codebook", "fdi"])
 
 
 def test_which_evaluators_suit_a_model():

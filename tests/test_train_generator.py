@@ -23,9 +23,9 @@ from vimlab.tokenizers.tokenizer import TokenizerConfig
 
 TOWER = ViTSize(depth=1, width=16, heads=2, mlp=32)
 MODEL = TokenizerConfig(image_size=32, patch=4, encoder=TOWER, decoder=TOWER, output="rgb", quantizer=VectorQuantizerConfig(codes=64, dim=8))
-# A little of everything: dropout, dropping with a late start, an average, parts, Parti's optimizer, several saves and rows.
+# A little of everything: dropout, dropping with a late start, an average, Parti's optimizer, several saves and rows.
 FLAGS = [
-    "--config.model.dropout=0.1", "--config.drop.start=10", "--config.ema=0.9", "--config.accumulate=2", "--config.optim.name=adafactor",
+    "--config.model.dropout=0.1", "--config.model.remat=none", "--config.drop.start=10", "--config.ema=0.9", "--config.optim.name=adafactor",
     "--config.optim.moment=int8", "--config.duration=60", "--config.evals.likelihood.every=30", "--config.evals.samples=none",
     "--config.log.tensorboard=false",
 ]  # fmt: skip

@@ -101,24 +101,28 @@ class Probe:
         held = np.zeros(count, bool)
         held[np.random.default_rng(self.seed).permutation(count)[: count // 10]] = True
         layers = lambda x: x if x.ndim == 3 else x[None]
+        width = max(x.shape[-1] for x in train.features.values())
         return {
             name: [
-                probe((x, train.labels), (y, test.labels), held, classes) for x, y in zip(layers(of), layers(test.features[name]), strict=True)
+                probe((x, train.labels), (y, test.labels), held, classes, width)
+                for x, y in zip(layers(of), layers(test.features[name]), strict=True)
             ]
             for name, of in train.features.items()
         }
 
 
-def probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], held: np.ndarray, classes: int) -> Probed:
+def probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], held: np.ndarray, classes: int, width: int) -> Probed:
     """Trains a classifier on features and measures it.
 
     Args:
       train, test: features f32[N,D] and labels i32[N].
       held: bool[N], the training examples that choose the weight decay.
+      width: at least D, to which features are filled up with zeros, so that all kinds share one compiled program.
     """
     mean, deviation = train[0].mean(0, dtype=np.float64), train[0].std(0, dtype=np.float64)
     scale = np.where(deviation > 1e-6, deviation, np.inf)  # What never changes says nothing.
-    x, y = (jnp.asarray((features - mean) / scale, jnp.float32) for features, _ in (train, test))
+    room = ((0, 0), (0, width - len(mean)))
+    x, y = (jnp.asarray(np.pad((features - mean) / scale, room), jnp.float32) for features, _ in (train, test))
     labels = jnp.asarray(train[1], jnp.int32)
     right = lambda params, x, labels: float((to_host(logistic.predict(params, x)) == labels).mean())
     scores = []

@@ -104,7 +104,8 @@ def layer_masks(config, spec=SPEC):
     return np.stack([dense if layer in config.dense_layers else conv for layer in range(config.depth)])
 
 
-def numpy_logits(params, config, ids, condition):
+def numpy_backbone(params, config, ids, condition, depth):
+    """What the first `depth` blocks make of tokens and condition, f64[B,N,width]."""
     p = jax.tree.map(np.float64, params)
     memory = seen = None
     if isinstance(config.condition, TextCondition):
@@ -119,8 +120,12 @@ def numpy_logits(params, config, ids, condition):
         prefix = np.repeat(p["conditioner"]["start"], len(condition), 0)
     r, c = np.divmod(np.arange(SPEC.length - 1), SPEC.grid[1])
     tokens = p["tokens"][np.asarray(ids)[:, :-1]] + p["rows"][r] + p["columns"][c]
-    x = numpy_blocks(np.concatenate([prefix, tokens], 1), p["backbone"]["blocks"], config, layer_masks(config), memory, seen)
-    return norm(x, p["norm"]) @ p["head"]
+    return numpy_blocks(np.concatenate([prefix, tokens], 1), p["backbone"]["blocks"], config, layer_masks(config)[:depth], memory, seen)
+
+
+def numpy_logits(params, config, ids, condition):
+    p = jax.tree.map(np.float64, params)
+    return norm(numpy_backbone(params, config, ids, condition, config.depth), p["norm"]) @ p["head"]
 
 
 @each_kind
@@ -297,6 +302,22 @@ def test_a_dropped_condition_is_the_null_one(kind):
     # The short form that sampling reads.
     short = lambda p: model.apply({"params": p}, model.apply({"params": p}, ids, model.apply({"params": p}, 4, method="null"), method="hidden"), method="logits")
     np.testing.assert_allclose(quick(short)(params), null, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", {c.condition.NAME: kind for kind, c in KINDS.items()}.values())
+def test_features_are_each_blocks_mean_under_the_null_condition(kind):
+    config, model, params, _ = opened(kind)
+    ids = some_ids(3)
+    features = quick(lambda p: model.apply({"params": p}, ids, method="features"))
+    expected = [numpy_backbone(params, config, ids, nulls(config, 3), n + 1).mean(1) for n in range(config.depth)]
+    found = features(params)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    if config.condition.NAME == "class":
+        # No row of a class has a part in them, so no label can.
+        table = params["conditioner"]["table"]
+        other = params | {"conditioner": {"table": table.at[:-1].add(1.0)}}
+        np.testing.assert_array_equal(features(other), found)
+        assert not np.allclose(features(params | {"conditioner": {"table": table.at[-1].add(1.0)}}), found)
 
 
 # ---- counts ----

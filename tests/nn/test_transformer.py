@@ -115,6 +115,15 @@ def test_stack_is_the_blocks_one_after_the_other(stack):
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_means_are_over_positions_of_each_blocks_output(stack):
+    x, params, (values, _) = stack
+    last, means = jax.jit(lambda p: Stack(DEPTH, HEADS, MLP).apply({"params": p}, x, means=True))(params)
+    np.testing.assert_allclose(last, values, rtol=1e-4, atol=1e-4)
+    first = numpy_block(np.float64(x), jax.tree.map(lambda p: np.float64(p[0]), params["blocks"]))
+    assert means.dtype == jnp.float32
+    np.testing.assert_allclose(means, np.stack([first.mean(1), values.mean(1)]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("remat, unroll", [("none", 1), ("dots", 1), ("dots", DEPTH), ("full", 1)])
 def test_scan_and_remat_change_nothing(stack, remat, unroll):
     x, params, expected = stack

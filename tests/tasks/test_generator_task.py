@@ -397,7 +397,7 @@ def test_a_bad_step_changes_nothing_but_the_count(task, initial):
 
 def test_what_evaluators_and_samplers_may_ask(task, initial):
     fns, frozen, images = task.predict_fns(), task.frozen, batch(0)["image"] / 255
-    assert set(fns) == {"encode", "decode", "reconstruct", "nll", "sample", "complete"}
+    assert set(fns) == {"encode", "decode", "reconstruct", "nll", "sample", "complete", "features"}
     call = lambda name, *args: quick(fns[name])(initial, frozen, *args)
     ids = call("encode", images).ids
     first = quick(lambda params, x: TOKENIZER_MODEL.make().apply({"params": params}, x, method="encode").ids)
@@ -414,6 +414,10 @@ def test_what_evaluators_and_samplers_may_ask(task, initial):
     keep = jnp.broadcast_to(jnp.arange(LENGTH) < 8, (BATCH, LENGTH))
     completed = call("complete", batch(0)["text"], seeds, settings, ids[..., 0], keep)
     np.testing.assert_array_equal(completed.tokens.ids[:, :8], ids[:, :8])
+    features = call("features", images)
+    assert {name: x.shape for name, x in features.items()} == {"blocks": (2, BATCH, 16), "latents": (BATCH, 4), "quantized": (BATCH, 4)}
+    blocks = quick(lambda params: task.model.apply({"params": params}, ids[..., 0], method="features"))
+    np.testing.assert_allclose(features["blocks"], blocks(initial.best("generator")), atol=1e-5)
     # They look at the average where there is one.
     other = initial.replace(params=jax.tree.map(lambda p: p * 0, initial.params))
     np.testing.assert_array_equal(quick(fns["nll"])(other, frozen, ids[..., 0], batch(0)["text"]), nll)

@@ -386,6 +386,11 @@ def test_what_evaluators_may_ask(task, initial):
     ids, pictures = jax.jit(fns["encode"])(initial, {}, images).ids, jax.jit(fns["reconstruct"])(initial, {}, images)
     assert ids.shape == (BATCH, 16, 1) and pictures.shape == images.shape
     assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
+    features = jax.jit(fns["features"])(initial, {}, images)
+    model = {"params": initial.best("tokenizer")}
+    codes = task.model.apply(model, ids, method=lambda m, ids: m.quantizer.lookup(ids))
+    np.testing.assert_allclose(features["quantized"], codes.mean(1), atol=1e-5)
+    assert features["latents"].shape == codes.mean(1).shape and not np.allclose(features["latents"], codes.mean(1), atol=1e-3)
     # They look at the average where there is one.
     other = initial.replace(params=jax.tree.map(lambda p: p * 0, initial.params))
     np.testing.assert_array_equal(jax.jit(fns["encode"])(other, {}, images).ids, ids)

@@ -11,6 +11,7 @@ import numpy as np
 from vimlab.config import ConfigError, Duration
 from vimlab.evals import logistic
 from vimlab.evals.evaluator import Result, Subject, rows_of, to_host
+from vimlab.parallel.mesh import MeshConfig, make_mesh
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
 PIXELS = 8  # Side of the pictures that the baseline sees.
@@ -62,7 +63,7 @@ class Probe:
           ConfigError: there are no classes, no training set, or too few pictures with a class.
         """
         subject.predict("features")
-        classes = subject.source.info.class_names if subject.source else None
+        classes = None if subject.source is None else subject.source.info.class_names
         if not classes:
             raise ConfigError(f"probe learns to tell classes, but {subject.protocol['data']!r} has none; leave it out of --evals")
         if subject.training is None:
@@ -72,7 +73,9 @@ class Probe:
         if len(train.labels) < 20 or not len(test.labels):
             raise ConfigError(f"probe found {len(train.labels)} pictures with a class in {info.name!r} and {len(test.labels)} in "
                               f"{subject.protocol['data']!r}, but needs at least 20 and 1")  # fmt: skip
-        found = self._probe(train, test, len(classes))
+        # Every process fits on a device of its own: under the model's mesh each device would do the whole work beside the others.
+        with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+            found = self._probe(train, test, len(classes))
         common = np.bincount(train.labels, minlength=len(classes)).argmax()
         protocol = {
             "count": len(test.labels),
@@ -101,33 +104,37 @@ class Probe:
         held = np.zeros(count, bool)
         held[np.random.default_rng(self.seed).permutation(count)[: count // 10]] = True
         layers = lambda x: x if x.ndim == 3 else x[None]
+        width = max(x.shape[-1] for x in train.features.values())
         return {
             name: [
-                probe((x, train.labels), (y, test.labels), held, classes) for x, y in zip(layers(of), layers(test.features[name]), strict=True)
+                probe((x, train.labels), (y, test.labels), held, classes, width)
+                for x, y in zip(layers(of), layers(test.features[name]), strict=True)
             ]
             for name, of in train.features.items()
         }
 
 
-def probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], held: np.ndarray, classes: int) -> Probed:
+def probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], held: np.ndarray, classes: int, width: int) -> Probed:
     """Trains a classifier on features and measures it.
 
     Args:
       train, test: features f32[N,D] and labels i32[N].
       held: bool[N], the training examples that choose the weight decay.
+      width: at least D, to which features are filled up with zeros, so that all kinds share one compiled program.
     """
     mean, deviation = train[0].mean(0, dtype=np.float64), train[0].std(0, dtype=np.float64)
     scale = np.where(deviation > 1e-6, deviation, np.inf)  # What never changes says nothing.
-    x, y = (jnp.asarray((features - mean) / scale, jnp.float32) for features, _ in (train, test))
+    room = ((0, 0), (0, width - len(mean)))
+    x, y = (jnp.asarray(np.pad((features - mean) / scale, room), jnp.float32) for features, _ in (train, test))
     labels = jnp.asarray(train[1], jnp.int32)
-    right = lambda params, x, labels: float((to_host(logistic.predict(params, x)) == labels).mean())
+    right = lambda params, x, labels: np.asarray(logistic.predict(params, x)) == labels
     scores = []
     for decay in DECAYS:
         params = logistic.fit(x, labels, jnp.asarray(~held, jnp.float32), decay, classes)
-        scores.append(right(params, x[held], train[1][held]))
+        scores.append(float(right(params, x, train[1])[held].mean()))
     best = int(np.argmax(scores))
     params = logistic.fit(x, labels, jnp.ones(len(labels), jnp.float32), DECAYS[best], classes)
-    return Probed(scores[best], right(params, y, test[1]), DECAYS[best])
+    return Probed(scores[best], float(right(params, y, test[1]).mean()), DECAYS[best])
 
 
 def _look(subject: Subject, rows: Iterator[tuple[jax.Array, Mapping[str, Any], np.ndarray]]) -> Examples:

@@ -137,7 +137,7 @@ def test_lpips_is_reported_where_its_weights_are_given(lpips_file):
     assert {k: v for k, v in result.metrics.items() if k != "lpips"} == pytest.approx(plain.metrics) and "lpips" not in plain.protocol
     assert result.protocol["lpips_sha256"] == {"lpips.safetensors": hashlib.sha256(lpips_file.read_bytes()).hexdigest()}
     with pytest.raises(perceptual.PerceptualError, match="the perceptual weights 'none.pth' do not exist"):
-        Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={}))
+        Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": lambda state, images: 1 / 0}))
 def test_similarity_is_left_out_where_the_window_does_not_fit():
     figures = lambda side: set(jax.eval_shape(reconstruction._figures, *[jnp.zeros((1, side, side + 9, 3))] * 2, None))
     assert figures(10) == {"psnr", "l1", "l2"} and figures(160) - figures(10) == {"ssim"}

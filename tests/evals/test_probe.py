@@ -100,7 +100,7 @@ def features(state, images):
 
 def batches(data, size):
     images, labels = data[0].copy(), data[1]
-    images[:, -1, -1, 0] = labels
+    images[:, -1, -1, 0] = np.maximum(labels, 0)
     for start in range(0, len(labels), size):
         missing = size - len(labels[start : start + size])
         yield {

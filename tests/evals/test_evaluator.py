@@ -136,7 +136,7 @@ def test_lpips_is_reported_where_its_weights_are_given(lpips_file):
     assert result.metrics["lpips"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
     assert result.protocol["lpips_sha256"] == {"lpips.safetensors": hashlib.sha256(lpips_file.read_bytes()).hexdigest()}
     with pytest.raises(perceptual.PerceptualError, match="the perceptual weights 'none.pth' do not exist"):
-        Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": None}))
+        Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": lambda *args: pytest.fail("it ran")}))
 
 
 def test_codebook_counts_real_images_only():

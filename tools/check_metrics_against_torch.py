@@ -10,6 +10,9 @@ Run it with the interpreter that has torch; the JAX half runs in a process of th
   theirs(inputs, folder)    torch's side: {name: array}; what it saves in `folder`, such as weights, the other side finds there.
   ours(inputs, folder)      JAX's side: the same names.
   stored(inputs, theirs)    optional: what `--write` stores as tests/known_answers/SECTION.npz, for tests without torch.
+
+A section that needs no data may have `make(path)` and `check(path)` in place of all that: torch's side writes the file that the
+ordinary tests read, and JAX's returns (what, difference, tolerance) of each answer in it.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import importlib
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jax-python", default=os.environ.get("JAX_PYTHON", str(ROOT / ".venv/bin/python")))
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "../shared/data", help="the folder of real images")
     parser.add_argument("--write", action="store_true", help="also store torch's answers for the ordinary tests")
-    parser.add_argument("--half", choices=("inputs", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--half", choices=("inputs", "ours", "check"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -58,6 +62,11 @@ def half(args: argparse.Namespace) -> None:
     """The JAX side of one section, in a process of its own: reads from and writes to `args.folder`."""
     sys.path.insert(0, str(ROOT))
     module = section(args.section[0])
+    if args.half == "check":
+        rows = module.check(args.folder / "answers.npz")
+        for what, value, tolerance in rows:
+            print(f"  {what:63} {value:.2e}  {'agrees' if value <= tolerance else 'DIFFERS'}")
+        sys.exit(int(any(value > tolerance for _, value, tolerance in rows)))
     found = module.inputs(args.data) if args.half == "inputs" else module.ours(load(args.folder / "inputs.npz"), args.folder)
     np.savez(args.folder / f"{args.half}.npz", **found)
 
@@ -65,6 +74,8 @@ def half(args: argparse.Namespace) -> None:
 def compare(name: str, args: argparse.Namespace) -> bool:
     """Prints every difference of one section; whether all are small enough."""
     module = section(name)
+    if hasattr(module, "make"):
+        return compare_file(name, module, args)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in module.PACKAGES)
     print(f"{name}: {module.ABOUT} ({versions})")
     with tempfile.TemporaryDirectory() as made:
@@ -88,9 +99,27 @@ def compare(name: str, args: argparse.Namespace) -> bool:
     return agree
 
 
-def run_half(which: str, name: str, folder: pathlib.Path, args: argparse.Namespace) -> None:
+def compare_file(name: str, module, args: argparse.Namespace) -> bool:
+    """The same of a section with `make` and `check`."""
+    print(f"{name}: {module.__doc__.splitlines()[0]}", flush=True)
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        module.make(folder / "answers.npz")
+        agree = run_half("check", name, folder, args)
+        if args.write and agree:
+            path = ROOT / "tests/known_answers" / f"{name}.npz"
+            shutil.copyfile(folder / "answers.npz", path)
+            print(f"  wrote {path.relative_to(ROOT)}, {path.stat().st_size / 1e3:.0f} KB")
+    return agree
+
+
+def run_half(which: str, name: str, folder: pathlib.Path, args: argparse.Namespace) -> bool:
+    """Runs JAX's side; whether it found nothing wrong. Raises CalledProcessError where it could not do its work."""
     command = [args.jax_python, __file__, name, "--half", which, "--folder", str(folder), "--data", str(args.data)]
-    subprocess.run(command, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    code = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode
+    if code and (which, code) != ("check", 1):
+        raise subprocess.CalledProcessError(code, command)
+    return not code
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:

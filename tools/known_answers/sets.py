@@ -27,6 +27,9 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def make(path: str | os.PathLike) -> None:
     """The torch side: writes the answers."""
     import torch
+    from known_answers import torch_fidelity
+
+    torch_fidelity()
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric

@@ -52,14 +52,14 @@ def _draw(args: argparse.Namespace) -> int:
     }  # fmt: skip
     entries, left_out = entries_of(args, trained, prompts)
     claim(args.out, RECORD, request, [file for entry in entries for file in entry.files])
-    protocol = protocol_of(args, trained, request, entries, prompts)
+    protocol = protocol_of(args, trained, request, entries, len(prompts), left_out)
     if jax.process_index() == 0:
         write_record(args.out, request, protocol, environment(args), entries)
         write_texts(args.out, args.layout, entries)
     with jax.set_mesh(trained.mesh):
         there = draw_missing(args, trained, entries)
     if jax.process_index() == 0:
-        _tell(args, trained, entries, there, left_out, protocol)
+        _tell(args, trained, entries, there, protocol)
     return 0
 
 
@@ -90,15 +90,16 @@ def entries_of(args: argparse.Namespace, trained: Trained, prompts: Sequence[Pro
 
 
 def protocol_of(
-    args: argparse.Namespace, trained: Trained, request: dict[str, Any], entries: Sequence[Entry], prompts: Sequence[Prompt]
+    args: argparse.Namespace, trained: Trained, request: dict[str, Any], entries: Sequence[Entry], total: int, left_out: int
 ) -> dict[str, Any]:
-    """All that fixes a figure on these pictures but its judge."""
-    some = f"{len(entries):,} of {len(prompts):,}" if len(entries) < len(prompts) else f"all {len(prompts):,}"
+    """All that fixes a figure on these pictures but its judge; `total` prompts are in the file, and too long `left_out` of them."""
+    some = f"{len(entries):,} of {total:,}" if len(entries) < total else f"all {total:,}"
     protocol = {
         "data": args.file.name, "fingerprint": request["prompts"], "split": f"{some} prompts", "crop": "none", "size": trained.task.image_size,
         "dtype": request["dtype"], "parameters": "average" if trained.config.ema else "trained", "identity": trained.task.identity,
         "sampler": {name: request[name] for name in KNOBS}, "pictures_per_prompt": args.num, "seed": args.seed,
-        "seeds": "seed + row of the prompt * pictures_per_prompt + picture", "cut_prompts": sum(bool(e.read) for e in entries),
+        "seeds": "seed + row of the prompt * pictures_per_prompt + picture",
+        "too_long_left_out": left_out, "too_long_cut": sum(bool(e.read) for e in entries),
         "command": " ".join(["vimlab", *sys.argv[1:]]),
     }  # fmt: skip
     check_protocol(protocol)
@@ -143,16 +144,14 @@ def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[E
     return (len(jobs) - len(todo)) * shares
 
 
-def _tell(
-    args: argparse.Namespace, trained: Trained, entries: Sequence[Entry], there: int, left_out: int, protocol: dict[str, Any]
-) -> None:
+def _tell(args: argparse.Namespace, trained: Trained, entries: Sequence[Entry], there: int, protocol: dict[str, Any]) -> None:
     """Writes the gallery where one is asked for, and says what lies where and what to do next."""
     again = f", {there:,} of which were there already" if there else ""
     print(f"{len(entries) * args.num:,} pictures of {len(entries):,} prompts in {args.out}{again}; {RECORD} says how they came about")
     most = trained.task.text.length - 1
-    if left_out:
+    if left_out := protocol["too_long_left_out"]:
         print(f"{left_out:,} prompts of the file have more than the {most} tokens that the model reads, and were left out")
-    if cut := protocol["cut_prompts"]:
+    if cut := protocol["too_long_cut"]:
         print(f"{cut:,} prompts were cut to the {most} tokens that the model reads")
     if args.layout == "gallery":
         about = f"guidance {args.guidance:g}, temperature {args.temperature:g}"

@@ -3,8 +3,8 @@
 _KEPT = []  # A library's operators live as long as the object that defined them.
 
 
-def torch_fidelity():
-    """The package, also where torchvision was built for CUDA and torch for CPU: then its operators, unused here, are declared first."""
+def declare_operators() -> None:
+    """Makes torchvision importable also where it was built for CUDA and torch for CPU; the operators are not used here."""
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -12,6 +12,11 @@ def torch_fidelity():
         if not hasattr(torch.ops.torchvision, operator):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _KEPT.append(library)
+
+
+def torch_fidelity():
+    """The package."""
+    declare_operators()
     import torch_fidelity
 
     return torch_fidelity

@@ -8,7 +8,6 @@ their answers, which are too large to keep; `check` compares those too where the
 bpe_simple_vocab_16e6.txt.gz both also treat texts with the true vocabulary.
 """
 
-import importlib.util
 import io
 import json
 import os
@@ -58,10 +57,9 @@ def make(path: str | os.PathLike) -> None:
     """Writes the answers."""
     import torch
 
-    if importlib.util.find_spec("torchvision"):  # One built for a GPU does not load without these, and transformers loads it.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from known_answers import declare_operators
+
+    declare_operators()  # transformers loads torchvision where there is one.
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     vocabulary, merges = tiny_vocabulary()
     ids = tokenize(vocabulary, merges, TEXTS)

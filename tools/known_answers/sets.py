@@ -27,6 +27,7 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def make(path: str | os.PathLike) -> None:
     """The torch side: writes the answers."""
     import torch
+
     from known_answers import torch_fidelity
 
     torch_fidelity()

@@ -281,3 +281,36 @@ def test_a_file_of_prompts_gives_the_same_pictures_and_only_those_that_are_missi
     second = call("eval", "prompts", *flags, "--batch", 8)
     assert "4 of which were there already" in second.stdout and "(4 were there already)" in second.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "out/pictures").iterdir()} == mine and kept.stat().st_mtime_ns == before
+
+
+# ---- vimlab eval ----
+
+
+def test_sets_of_drawings_are_evaluated_and_compared(trained, tmp_path):
+    """`vimlab eval --evals fid` as a user runs it: again from nothing at another batch, at the best step, and compared."""
+    workdir = shutil.copytree(trained["class"], tmp_path / "class")
+    data = ("--config.data.train=shapes:train?count=64", "--config.data.eval=shapes:test?count=24")
+    flags = ("--workdir", workdir, *data, "--config.evals.fid.extractor.name=random", "--config.evals.fid.count=16", "--config.evals.fid.temperature=0")
+
+    def figures(*more):
+        result = call("eval", *flags, *more)
+        assert result.returncode == 0, result.stderr
+        return json.loads((workdir / "evals" / "fid_00000004.json").read_text())
+
+    first = figures("--evals", "fid,likelihood", "--batch-size", 8)
+    kept = list((workdir / "evals" / "kept").rglob("*.npz"))
+    assert kept
+    shutil.copy(workdir / "evals" / "fid_00000004.json", tmp_path / "first.json")
+    for file in kept:
+        file.unlink()
+    again = figures("--evals", "fid", "--batch-size", 24, "--step", "best")
+    assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-6) and first["protocol"]["extractor"] == "random-conv-v1"
+    said = call("eval", "compare", workdir, tmp_path / "first.json")
+    assert said.returncode == 0 and "the same protocol" in said.stdout, said.stderr
+    for more, message in (
+        (("--evals", "fid", "--step", "best", "--best", "fid/psnr"), "of the checkpoints at [4] none has it yet"),
+        (("--evals", "fid", "--step", "last"), "--step is 'last'"),
+        (("--evals", "fidd"), "'fidd' is unknown"),
+    ):
+        result = call("eval", *flags, *more)
+        assert result.returncode == 2 and message in result.stderr, result.stderr

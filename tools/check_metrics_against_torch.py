@@ -74,7 +74,7 @@ def half(args: argparse.Namespace) -> None:
 def compare(name: str, args: argparse.Namespace) -> bool:
     """Prints every difference of one section; whether all are small enough."""
     module = section(name)
-    if hasattr(module, "make"):
+    if not hasattr(module, "theirs"):
         return compare_file(name, module, args)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in module.PACKAGES)
     print(f"{name}: {module.ABOUT} ({versions})")

@@ -8,7 +8,7 @@ import pytest
 import small_clip
 
 from vimlab.config import ConfigError
-from vimlab.evals.clip_features import clip_features
+from vimlab.evals.clip_features import ClipFeatures
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.scoring.scorers import Clip, ImageTextScorer, cosines, name_of
 
@@ -49,10 +49,11 @@ def test_what_it_says_of_itself(scorer, config):
 
 
 def test_features_for_a_distance_are_not_normalised(config):
-    extractor = clip_features(config)
+    extractor = ClipFeatures(weights=config.weights, head_dim=small_clip.HEAD_DIM).open()
     found = jax.jit(extractor.apply)(extractor.weights, SQUARES[:1] / np.float32(255))
     np.testing.assert_allclose(found["features"][0], small_clip.ANSWERS["image_features"][2], rtol=1e-4, atol=1e-4)
-    assert set(found) == {"features"} and extractor.name == "clip-vit-32-8-32" and len(extractor.identity) == 64
+    assert set(found) == {"features"} and extractor.name == "clip-vit-32-8-32-heads16" and len(extractor.identity) == 64
+    assert not extractor.is_fid and ClipFeatures(weights=config.weights, head_dim=small_clip.HEAD_DIM).open().apply is extractor.apply
 
 
 def test_settings_that_do_not_fit_the_files_are_refused(config, tmp_path):

@@ -21,7 +21,7 @@ def test_sections_have_what_the_program_asks_for():
     assert "inception" in check.SECTIONS
     for name in check.SECTIONS:
         module = check.section(name)
-        if hasattr(module, "make"):
+        if not hasattr(module, "theirs"):
             assert callable(module.make) and callable(module.check)
         else:
             assert module.ABOUT and module.PACKAGES and 0 < module.TOLERANCE <= 1e-3

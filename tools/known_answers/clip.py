@@ -21,7 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ANSWERS = ROOT / "tests/known_answers/clip.npz"
 LARGE = pathlib.Path(tempfile.gettempdir()) / "vimlab-known-answers-clip"
 DATA = ROOT / "../shared/data"
+ABOUT = "CLIP's towers, small and of ViT-B/32's size, its ids, and TorchScript archives, against transformers and torch"
+PACKAGES, TOLERANCE = ("torch", "transformers", "tokenizers"), 1e-4
 SMALL_HEAD = 16
+_KEPT = []  # A library's operators live as long as the object that defined them.
 MERGES = 300
 TEXTS = [
     "a red square above a small green circle",
@@ -53,13 +56,27 @@ def pictures() -> list[np.ndarray]:
     return [np.asarray(Image.open(file).convert("RGB").resize(size)) for file, size in zip(files, sizes, strict=False)]
 
 
-def make(path: str | os.PathLike) -> None:
-    """Writes the answers."""
+def inputs(data: pathlib.Path) -> dict[str, np.ndarray]:
+    """Nothing: `theirs` takes the pictures itself."""
+    return {}
+
+
+def theirs(inputs: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Torch's answers, all of them made anew in a folder."""
+    make(folder / "clip.npz", folder)
+    return expected(folder / "clip.npz", folder)
+
+
+def ours(inputs: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The project's answers in the same folder."""
+    return found(folder / "clip.npz", folder)
+
+
+def make(path: str | os.PathLike, large: pathlib.Path = LARGE) -> None:
+    """Writes the answers, those of the true size into the folder `large`."""
     import torch
 
-    from known_answers import declare_operators
-
-    declare_operators()  # transformers loads torchvision where there is one.
+    declare_operators()
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     vocabulary, merges = tiny_vocabulary()
     ids = tokenize(vocabulary, merges, TEXTS)
@@ -82,11 +99,22 @@ def make(path: str | os.PathLike) -> None:
         base | dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=32, image_size=224),
         base | dict(hidden_size=512, intermediate_size=2048, num_attention_heads=8), 512,
     )  # fmt: skip
-    LARGE.mkdir(exist_ok=True)
+    large.mkdir(exist_ok=True)
     ids = np.zeros((2, 77), np.int64)
     ids[0, :6], ids[1, :] = [49406, 320, 2368, 539, 320, 49407], [49406, *range(1000, 1075), 49407]
-    torch.save(true.state_dict(), LARGE / "pytorch_model.bin")
-    np.savez(LARGE / "answers.npz", ids=ids, image_features=embed_images(true, images, 224), text_features=embed_texts(true, ids))
+    torch.save(true.state_dict(), large / "pytorch_model.bin")
+    np.savez(large / "answers.npz", ids=ids, image_features=embed_images(true, images, 224), text_features=embed_texts(true, ids))
+
+
+def declare_operators() -> None:
+    """Transformers loads torchvision, which, if built for a GPU, does not load beside a torch without these."""
+    import torch
+
+    if importlib.util.find_spec("torchvision") and not _KEPT:
+        _KEPT.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                _KEPT[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def random_clip(vision: dict, text: dict, projection: int):
@@ -198,40 +226,53 @@ def torchscript() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def check(path: str | os.PathLike) -> list[tuple[str, float, float]]:
     """Compares the project's answers. Returns (what, difference, tolerance), differences relative to the largest value."""
+    theirs, mine = expected(path, LARGE), found(path, LARGE)
+    return [(name, difference(mine[name], x), 0.0 if "ids" in name or "script" in name else TOLERANCE) for name, x in theirs.items()]
+
+
+def expected(path: str | os.PathLike, large: pathlib.Path) -> dict[str, np.ndarray]:
+    """The stored answers by name."""
+    stored = np.load(path)
+    names = ["ids", "image_features", "text_features", *(name for name in stored if name.startswith("script/"))]
+    names += ["true_ids"] if "true_ids" in stored and os.environ.get("CLIP_VOCABULARY") else []
+    answers = {name: stored[name] for name in names}
+    if (large / "answers.npz").is_file():
+        true = np.load(large / "answers.npz")
+        answers |= {f"ViT-B/32 {name}": true[name] for name in ("image_features", "text_features")}
+    return answers
+
+
+def found(path: str | os.PathLike, large: pathlib.Path) -> dict[str, np.ndarray]:
+    """The project's answers under the same names."""
     import jax
 
     from vimlab import torch_io
     from vimlab.scoring import clip, clip_text, clip_weights
 
-    stored, found = np.load(path), []
+    stored = np.load(path)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         write_small(stored, folder)
         towers, text = clip_weights.load(folder / "model.safetensors"), clip_text.open_vocabulary(str(folder / "merges.txt"))
         (folder / "script.pt").write_bytes(stored["torchscript"].tobytes())
-        script = torch_io.read(folder / "script.pt")
+        answers = {f"script/{name}": x for name, x in torch_io.read(folder / "script.pt").items()}
     texts = json.loads(str(stored["texts"]))
-    found.append(("ids of difficult texts", float((text.encode(texts) != stored["ids"]).sum()), 0.0))
-    if "true_ids" in stored and os.environ.get("CLIP_VOCABULARY"):
-        true = clip_text.open_vocabulary(os.environ["CLIP_VOCABULARY"])
-        found.append(("the same with the true vocabulary", float((true.encode(texts) != stored["true_ids"]).sum()), 0.0))
-    names = [name.removeprefix("script/") for name in stored if name.startswith("script/")]
-    same = sorted(script) == sorted(names) and all(np.array_equal(script[n], stored[f"script/{n}"]) for n in names)
-    found.append(("tensors of a TorchScript archive", float(not same), 0.0))
+    answers["ids"] = text.encode(texts)
+    if os.environ.get("CLIP_VOCABULARY"):
+        answers["true_ids"] = clip_text.open_vocabulary(os.environ["CLIP_VOCABULARY"]).encode(texts)
 
-    image, words = jax.jit(clip.image_features, static_argnames="head_dim"), jax.jit(clip.text_features, static_argnames="head_dim")
-    pictures = [stored[f"picture{i}"] for i in range(len(stored["image_features"]))]
+    image, words = (jax.jit(f, static_argnames="head_dim") for f in (clip.image_features, clip.text_features))
+    pictures = [stored[f"picture{i}"][None].astype(np.float32) / 255 for i in range(len(stored["image_features"]))]
 
-    def compare(what, towers, stored, ids, head_dim):
-        embedded = np.concatenate([image(towers["image"], x[None].astype(np.float32) / 255, head_dim=head_dim) for x in pictures])
-        found.append((f"{what}, image tower", difference(embedded, stored["image_features"]), 1e-4))
-        found.append((f"{what}, text tower", difference(words(towers["text"], ids, head_dim=head_dim), stored["text_features"]), 1e-4))
+    def embed(prefix, towers, ids, head_dim):
+        answers[f"{prefix}image_features"] = np.concatenate([image(towers["image"], x, head_dim=head_dim) for x in pictures])
+        answers[f"{prefix}text_features"] = np.asarray(words(towers["text"], ids, head_dim=head_dim))
 
-    compare("small", towers, stored, stored["ids"], SMALL_HEAD)
-    if (LARGE / "answers.npz").is_file():
-        large = np.load(LARGE / "answers.npz")
-        compare("ViT-B/32's size", clip_weights.load(LARGE / "pytorch_model.bin"), large, large["ids"].astype(np.int32), clip.HEAD_DIM)
-    return found
+    embed("", towers, stored["ids"], SMALL_HEAD)
+    if (large / "answers.npz").is_file():
+        ids = np.load(large / "answers.npz")["ids"].astype(np.int32)
+        embed("ViT-B/32 ", clip_weights.load(large / "pytorch_model.bin"), ids, clip.HEAD_DIM)
+    return answers
 
 
 def write_small(stored, folder: pathlib.Path) -> None:
@@ -244,7 +285,7 @@ def write_small(stored, folder: pathlib.Path) -> None:
 
 
 def difference(found, expected: np.ndarray) -> float:
-    return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+    return float(np.abs(np.asarray(found, np.float64) - expected).max() / max(np.abs(expected).max(), 1e-300))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ resized by Pillow's bicubic to 224 and rounded to 8 bits. So does this one, in f
 """
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 
@@ -14,32 +16,49 @@ from vimlab.scoring import clip, clip_weights
 from vimlab.scoring.scorers import Clip, name_of
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipFeatures:
-    """An extractor: `apply(weights, images)` with the weights as an argument.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTower:
+    """An extractor.
 
     Attributes:
-      name: such as "clip-vit-b-32", printed beside every figure.
+      name: such as "clip-vit-b-32", printed beside every figure; it tells settings other than OpenAI's.
       identity: sha256 of the weights' file.
       weights: the image tower's, on the host.
-      settings: see Clip.settings.
+      apply: pure (weights, images f32[B,H,W,3] in [0,1] of any size) → {"features": f32[B,D]}; the same object for equal settings.
+      is_fid: a distance between its features is CLIP-FID, which is no FID.
     """
 
     name: str
     identity: str
     weights: clip.Tower
-    settings: dict[str, Any]
-
-    def apply(self, weights: clip.Tower, images: jax.Array) -> dict[str, jax.Array]:
-        """{"features": f32[B,D]} of images f32[B,H,W,3] in [0,1] of any size, which are rounded to 8 bits first."""
-        return {"features": clip.image_features(weights, images, **self.settings)}
+    apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    is_fid: bool = False
 
 
-def clip_features(config: Clip) -> ClipFeatures:
-    """Reads the image tower of the file that `config.weights` names; its vocabulary is not needed.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipFeatures:
+    """CLIP's image tower, from the user's file; no vocabulary is needed.
 
-    Raises:
-      ClipError, ConfigError: the file is absent or is not CLIP's, or the settings do not fit it.
+    Attributes:
+      weights, activation, head_dim: see Clip.
     """
-    tower = config.towers()["image"]
-    return ClipFeatures(name_of(tower), clip_weights.identity(config.weights), tower, config.settings("image"))
+
+    NAME: ClassVar[str] = "clip"
+    weights: str = ""
+    activation: clip.Activation = "quick_gelu"
+    head_dim: int = clip.HEAD_DIM
+
+    def open(self) -> ImageTower:
+        """Reads the weights. Raises ClipError where the file is absent or not CLIP's, ConfigError where these settings do not fit it."""
+        tower = Clip(weights=self.weights, activation=self.activation, image_head_dim=self.head_dim).image_tower()
+        unusual = f"-{self.activation}" * (self.activation != "quick_gelu") + f"-heads{self.head_dim}" * (self.head_dim != clip.HEAD_DIM)
+        identity = clip_weights.identity(self.weights)
+        return ImageTower(name=name_of(tower) + unusual, identity=identity, weights=tower, apply=_apply(self.head_dim, self.activation))
+
+
+@functools.cache
+def _apply(head_dim: int, activation: clip.Activation) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+    def apply(weights: Any, images: jax.Array) -> dict[str, jax.Array]:
+        return {"features": clip.image_features(weights, images, head_dim=head_dim, activation=activation)}
+
+    return apply

@@ -59,7 +59,9 @@ class Clip:
     def open(self) -> "ClipScorer":
         """Reads the files. Raises ClipError or ConfigError for what is wrong with them, before anything is computed."""
         text = clip_text.open_vocabulary(self.vocabulary)
-        towers = self.towers()
+        towers = clip_weights.load(self.weights)
+        for kind, tower in towers.items():
+            self._check(kind, tower)
         if text.size != len(towers["text"]["tokens"]):
             raise ConfigError(
                 f"the vocabulary {self.vocabulary} has {text.size:,} words, but the text tower of {self.weights} knows "
@@ -67,40 +69,34 @@ class Clip:
             )
         return ClipScorer(self, towers, text)
 
-    def towers(self) -> dict[str, dict[str, Any]]:
-        """Both towers' weights; see clip_weights.load. Raises ClipError, and ConfigError where these settings do not fit them."""
-        towers = clip_weights.load(self.weights)
-        for kind, tower in towers.items():
-            width, head_dim = tower["positions"].shape[1], self.settings(kind)["head_dim"]
-            if head_dim < 1 or width % head_dim:
-                raise ConfigError(
-                    f"{kind}_head_dim is {head_dim}, but the {kind} tower of {self.weights} is {width} wide, which is no multiple of it"
-                )
-        self._check_beside()
-        return towers
+    def image_tower(self) -> clip.Tower:
+        """The weights of the image tower alone, without a vocabulary; raises as `open` does."""
+        tower = clip_weights.load(self.weights)["image"]
+        self._check("image", tower)
+        return tower
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What the function of the "image" or "text" tower is told beside the weights."""
         return {"head_dim": getattr(self, f"{kind}_head_dim"), "activation": self.activation}
 
-    def _check_beside(self) -> None:
-        """Raises ConfigError where a Hugging Face config.json beside the weights says otherwise than these settings."""
+    def _check(self, kind: str, tower: clip.Tower) -> None:
+        """Raises ConfigError where these settings do not fit a tower, or a Hugging Face config.json beside its file says otherwise."""
+        width, head_dim = tower["positions"].shape[1], self.settings(kind)["head_dim"]
+        if head_dim < 1 or width % head_dim:
+            raise ConfigError(f"{kind}_head_dim is {head_dim}, but the {kind} tower of {self.weights} is {width} wide, no multiple of it")
         beside = pathlib.Path(self.weights).parent / "config.json"
         try:
             content = json.loads(beside.read_bytes()) if beside.is_file() else {}
         except ValueError as error:
             raise ConfigError(f"{beside}, which tells of the weights beside it, is no JSON ({error}); fetch it again or remove it") from None
-        for kind, part in (("image", "vision_config"), ("text", "text_config")):
-            section, said = content.get(part) or {}, {}
-            if "hidden_act" in section:
-                said["activation"] = section["hidden_act"]
-            if {"hidden_size", "num_attention_heads"} <= section.keys():
-                said[f"{kind}_head_dim"] = section["hidden_size"] // section["num_attention_heads"]
-            for field, value in said.items():
-                if value != getattr(self, field):
-                    raise ConfigError(
-                        f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}"
-                    )
+        section, said = content.get({"image": "vision_config", "text": "text_config"}[kind]) or {}, {}
+        if "hidden_act" in section:
+            said["activation"] = section["hidden_act"]
+        if {"hidden_size", "num_attention_heads"} <= section.keys():
+            said[f"{kind}_head_dim"] = section["hidden_size"] // section["num_attention_heads"]
+        for field, value in said.items():
+            if value != getattr(self, field):
+                raise ConfigError(f"{field} is {getattr(self, field)!r}, but {beside} says {value!r} for these weights; set {field}={value}")
 
 
 # Each has a NAME, paths `weights` and `vocabulary`, and `open()`, which makes an ImageTextScorer; a config's `scorer` is one.
@@ -112,11 +108,11 @@ class ClipScorer:
 
     Args:
       config: says how the towers are computed.
-      towers: as `clip_weights.load` returns them.
+      towers: "image" and "text", as `clip_weights.load` returns them.
       text: their vocabulary.
     """
 
-    def __init__(self, config: Clip, towers: dict[str, dict[str, Any]], text: clip_text.ClipText):
+    def __init__(self, config: Clip, towers: dict[str, clip.Tower], text: clip_text.ClipText):
         self.name, self.identity = name_of(towers["image"]), clip_weights.identity(config.weights)
         self._config, self._text, image, words = config, text, config.settings("image"), config.settings("text")
         self._towers = jax.device_put(towers, jax.local_devices()[0])

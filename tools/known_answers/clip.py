@@ -8,6 +8,7 @@ their answers, which are too large to keep; `check` compares those too where the
 bpe_simple_vocab_16e6.txt.gz both also treat texts with the true vocabulary.
 """
 
+import importlib.util
 import io
 import json
 import os

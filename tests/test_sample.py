@@ -195,7 +195,6 @@ def refused(capsys, *args) -> str:
         (["--guidance", "inf"], "--guidance is inf, but must be finite and at least 0"),
         (["--keep", 5, "--rerank"], "--keep is 5, but must be at least 1 and at most --num 4"),
         (["--keep", 1], "--keep is given, but nothing to choose by; add --rerank"),
-        (["--rerank", "clip"], "--rerank clip reads files that you have; add --scorer-weights FILE and --scorer-voc"),
         (["--rerank", "--scorer-weights", "a"], "but nothing reads them; add --rerank clip"),
         (["--keep-rows", 1], "--image and --keep-rows belong together"),
         (["--prompts", "no.txt"], "--prompts no.txt does not exist"),

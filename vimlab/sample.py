@@ -178,10 +178,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--keep is {args.keep}, but must be at least 1 and at most --num {args.num}")
     if args.keep and not args.rerank:
         raise ConfigError("--keep is given, but nothing to choose by; add --rerank")
-    files = (args.scorer_weights, args.scorer_vocabulary)
-    if args.rerank in SCORERS and not all(files):
-        raise ConfigError(f"--rerank {args.rerank} reads files that you have; add --scorer-weights FILE and --scorer-vocabulary FILE")
-    if args.rerank not in SCORERS and any(files):
+    if args.rerank not in SCORERS and any((args.scorer_weights, args.scorer_vocabulary)):
         raise ConfigError(f"--scorer-weights and --scorer-vocabulary are given, but nothing reads them; add --rerank {' or '.join(SCORERS)}")
     if (args.image is None) != (args.keep_rows is None):
         raise ConfigError("--image and --keep-rows belong together: the rows of which image are kept, and how many; give both or neither")
@@ -217,8 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", type=pathlib.Path, help="complete this image, cut as the run's evaluation cuts")
     parser.add_argument("--keep-rows", type=int, metavar="R", help="rows of tokens kept at its top; a row is as high as a patch")
     parser.add_argument("--rerank", nargs="?", const="likelihood", choices=RANKINGS, help="rank each prompt's images by a score (likelihood)")
-    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's model.safetensors, pytorch_model.bin or ViT-B-32.pt")
-    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: bpe_simple_vocab_16e6.txt.gz, tokenizer.json or merges.txt")
+    parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's weights (those of `vimlab weights list`)")
+    parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: its vocabulary (that of `vimlab weights list`)")
     parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
     return parser
 

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import small_clip
 
-from vimlab.config import ConfigError, resolve, to_dict
+from vimlab.config import ConfigError, UserError, resolve, to_dict
 from vimlab.evals import EvalsConfig
 from vimlab.evals.clip_score import ClipScore, another
-from vimlab.scoring.clip_weights import ClipError
 
 RECORDS = made_up.shapes(6)
 IMAGES = np.stack([r["image"] for r in RECORDS])
@@ -57,14 +56,15 @@ def test_real_pictures_drawn_again_score_as_they_are_and_one_caption_has_no_cont
     assert sorted(single.metrics) == ["clip_score", "clip_score_real", "cosine", "cosine_real"]
 
 
-def test_mistakes_are_one_sentence_before_anything_is_drawn(scorer, tmp_path):
+def test_mistakes_are_one_sentence_before_anything_is_drawn(scorer, tmp_path, monkeypatch):
     untouched = made_up.subject(RECORDS, {})
-    with pytest.raises(ConfigError, match=r"clip_score needs CLIP's weights and vocabulary.*--config\.evals\.clip_score\.scorer\.weights=FILE"):
+    monkeypatch.setenv("VIMLAB_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="the weights folder .* lacks bpe_simple_vocab_16e6.txt.gz"):
         EvalsConfig().named(["clip_score"])["clip_score"].run(untouched)
     overrides = [("clip_score.scorer.weights", str(tmp_path / "no.bin")), ("clip_score.scorer.vocabulary", scorer.vocabulary)]
     config = resolve(EvalsConfig, {"clip_score": {"count": 3}}, overrides)
     assert resolve(EvalsConfig, to_dict(config)) == config
-    with pytest.raises(ClipError, match="the CLIP weights '.*no.bin' do not exist"):
+    with pytest.raises(UserError, match="the weights '.*no.bin' do not exist"):
         config.clip_score.run(untouched)
     with pytest.raises(ConfigError, match="this model reads none .*'class'"):
         ClipScore(scorer=scorer).run(made_up.subject(RECORDS, {}, condition="class"))

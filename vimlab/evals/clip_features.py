@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from vimlab.scoring import clip, clip_weights
+from vimlab.scoring import clip
 from vimlab.scoring.scorers import Clip, name_of
 
 
@@ -49,10 +49,9 @@ class ClipFeatures:
     head_dim: int = clip.HEAD_DIM
 
     def open(self) -> ImageTower:
-        """Reads the weights. Raises ClipError where the file is absent or not CLIP's, ConfigError where these settings do not fit it."""
-        tower = Clip(weights=self.weights, activation=self.activation, image_head_dim=self.head_dim).image_tower()
+        """Reads the weights. Raises UserError where the file is absent or not CLIP's, or these settings do not fit it."""
+        tower, identity = Clip(weights=self.weights, activation=self.activation, image_head_dim=self.head_dim).image_tower()
         unusual = f"-{self.activation}" * (self.activation != "quick_gelu") + f"-heads{self.head_dim}" * (self.head_dim != clip.HEAD_DIM)
-        identity = clip_weights.identity(self.weights)
         return ImageTower(name=name_of(tower) + unusual, identity=identity, weights=tower, apply=_apply(self.head_dim, self.activation))
 
 

@@ -34,15 +34,10 @@ class ClipScore(Drawing):
     scorer: Clip = Clip()
 
     def run(self, subject: Subject) -> Result:
-        """Draws. Uses predict_fns["sample"] and ["decode"]. Raises ConfigError, and ClipError for wrong files, before it draws."""
+        """Draws. Uses predict_fns["sample"] and ["decode"]. Raises ConfigError, and UserError for wrong files, before it draws."""
         if subject.condition != "text":
             raise ConfigError(
                 f"clip_score compares pictures with captions, but this model reads none (its condition is {subject.condition!r}); leave it out"
-            )
-        if not (self.scorer.weights and self.scorer.vocabulary):
-            raise ConfigError(
-                "clip_score needs CLIP's weights and vocabulary, files that you have; set --config.evals.clip_score.scorer.weights=FILE "
-                "and --config.evals.clip_score.scorer.vocabulary=FILE"
             )
         scorer = self.scorer.open()
         prompts = first_prompts(subject, self.count, lambda images: images[:, 0, 0, 0], distinct=False)

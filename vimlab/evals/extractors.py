@@ -15,6 +15,7 @@ import numpy as np
 
 from vimlab import weights as weight_files
 from vimlab.evals import inception, random_features, trained_features
+from vimlab.evals.clip_features import ClipFeatures
 
 Features = dict[str, jax.Array]
 Resize = Literal["pytorch-fid", "tf1"]
@@ -116,4 +117,4 @@ class Trained:
 
 
 # What a config's `extractor` section may be; the first is meant where it names none.
-ExtractorConfig = Inception | Random | Trained
+ExtractorConfig = Inception | Random | Trained | ClipFeatures

@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vimlab import weights as weight_files
 from vimlab.config import ConfigError
 from vimlab.sampling.sampler import in_groups
 from vimlab.scoring import clip, clip_text, clip_weights
+
+# In the weights folder, the first of these that is there.
+WEIGHTS = ("clip-b32", "clip-b32-hf", "clip-l14", "clip-l14-hf", "clip-l14-hf-bin")
 
 
 @runtime_checkable
@@ -43,8 +47,8 @@ class Clip:
     """CLIP with a vision transformer, from the user's files.
 
     Attributes:
-      weights: path of the weights: see vimlab.scoring.clip_weights.
-      vocabulary: path of the vocabulary: see vimlab.scoring.clip_text.
+      weights: path of the weights (see vimlab.scoring.clip_weights), published or one's own; empty for the weights folder's.
+      vocabulary: path of the vocabulary (see vimlab.scoring.clip_text); empty for the weights folder's.
       activation: "quick_gelu" in OpenAI's, "gelu" in most of LAION's.
       image_head_dim, text_head_dim: width of an attention head; 64 in OpenAI's, 80 and 64 in LAION's H/14.
     """
@@ -57,7 +61,13 @@ class Clip:
     text_head_dim: int = clip.HEAD_DIM
 
     def open(self) -> "ClipScorer":
-        """Reads the files. Raises ClipError or ConfigError for what is wrong with them, before anything is computed."""
+        """Reads the files. Raises UserError for what is wrong with them, before anything is computed."""
+        return self._located(vocabulary=str(weight_files.locate("clip-bpe", path=self.vocabulary, allow_unknown=True).path))._open()
+
+    def _located(self, **more: str) -> "Clip":
+        return dataclasses.replace(self, weights=str(weight_files.locate(*WEIGHTS, path=self.weights, allow_unknown=True).path), **more)
+
+    def _open(self) -> "ClipScorer":
         text = clip_text.open_vocabulary(self.vocabulary)
         towers = clip_weights.load(self.weights)
         for kind, tower in towers.items():
@@ -69,11 +79,12 @@ class Clip:
             )
         return ClipScorer(self, towers, text)
 
-    def image_tower(self) -> clip.Tower:
-        """The weights of the image tower alone, without a vocabulary; raises as `open` does."""
-        tower = clip_weights.load(self.weights)["image"]
-        self._check("image", tower)
-        return tower
+    def image_tower(self) -> tuple[clip.Tower, str]:
+        """The weights of the image tower alone, without a vocabulary, and their file's sha256; raises as `open` does."""
+        config = self._located()
+        tower = clip_weights.load(config.weights)["image"]
+        config._check("image", tower)
+        return tower, clip_weights.identity(config.weights)
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What the function of the "image" or "text" tower is told beside the weights."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vimlab.config import ConfigError, UserError, resolve
-from vimlab.evals import EvalsConfig, evaluate, protocols, shards
+from vimlab.evals import EvalsConfig, evaluate, neighbours, protocols, shards
 from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.extractors import Random, Trained
 from vimlab.evals.features import Pass
@@ -129,6 +129,26 @@ def test_the_inception_score_needs_a_classifier(tmp_path):
 def test_pictures_for_the_evaluators_of_others(tmp_path):
     Fid(extractor=RANDOM, count=10, pictures=str(tmp_path / "drawn.npz")).run(subject(folder=tmp_path))
     np.testing.assert_array_equal(np.load(tmp_path / "drawn.npz")["arr_0"], IMAGES[:10])
+
+
+def test_copies_of_training_pictures_are_found(tmp_path):
+    """The training set is pictures 12 to 23; one model draws them, another draws unseen ones."""
+    training = lambda count: (made_up.Listed(RECORDS[12:]).info, made_up.batches(RECORDS[12:], 5, text=True))
+    found = {}
+    for name, first in (("copies", 12), ("unseen", 0)):
+        artist = made_up.Painter(IMAGES, lambda told, seed, guidance, first=first: first + seed % 12)
+        result = Fid(extractor=RANDOM, count=12, memorised=12).run(subject(artist, tmp_path / name, training=training))
+        found[name] = result.metrics[f"nearest_training_{NAME}"]
+        assert result.pictures["neighbours"].shape[0] >= 8 * IMAGES.shape[1]
+    assert found["copies"] < 1e-3 and found["unseen"] > 0.5
+
+
+def test_the_nearest_are_those_of_all_distances():
+    rows, others = (np.random.default_rng(i).standard_normal((n, 7), np.float32) + 3 for i, n in enumerate((20, 30)))
+    distances, places = neighbours.nearest(rows, others, 3)
+    every = np.linalg.norm(rows[:, None].astype(np.float64) - others[None], axis=-1)
+    np.testing.assert_array_equal(places, np.argsort(every, 1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(every, 1)[:, :3], rtol=1e-4)
 
 
 # ---- files of statistics ----

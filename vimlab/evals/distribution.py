@@ -6,8 +6,7 @@ carries its network's name.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -15,36 +14,20 @@ import numpy as np
 
 from vimlab import pictures
 from vimlab.config import ConfigError, Duration
-from vimlab.evals import features, protocols, statistics
+from vimlab.evals import features, neighbours, protocols
 from vimlab.evals.archives import write_images
 from vimlab.evals.drawing import Drawing
 from vimlab.evals.evaluator import Result, Subject
 from vimlab.evals.extractors import Extractor, ExtractorConfig, Inception
 from vimlab.evals.features import Features
-from vimlab.evals.frechet import Gaussian, frechet_distance
+from vimlab.evals.frechet import frechet_distance
 from vimlab.evals.inception_score import inception_score
 from vimlab.evals.kernel_distance import kernel_distance
 from vimlab.evals.manifold import manifold_metrics
 from vimlab.evals.plan import conditions_of
+from vimlab.evals.reference import PAIRWISE, Reference, of_eval_set, of_file, write
 
-# Of the figures that compare pictures pair by pair, at most so many of each set, spread evenly over it.
-PAIRWISE = 10_000
 SUBSET, SHOWN = 1000, 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What drawn pictures are compared with.
-
-    Attributes:
-      gaussians: of "features" and, where there are any, "spatial".
-      rows: f32[M,D], where they are known.
-      facts: for the protocol.
-    """
-
-    gaussians: Mapping[str, Gaussian]
-    rows: np.ndarray | None
-    facts: Mapping[str, Any]
 
 
 def compare(found: Features, reference: Reference, extractor: Extractor) -> dict[str, float]:
@@ -82,27 +65,6 @@ def _terms(found: Features, reference: Reference, extractor: Extractor) -> dict[
         "precision": f"improved precision and recall with 3 neighbours, density and coverage with 5, of at most {PAIRWISE} pictures of each set",
         "covariance": "divided by count - 1",
     }
-
-
-def of_eval_set(subject: Subject, extractor: Extractor, which: str = "eval", count: int | None = None) -> Reference:
-    """The evaluation or training set as a reference."""
-    found = features.of_set(subject, extractor, which, count)
-    moments = found.moments()
-    facts = {k: v for k, v in found.shards.request.items() if k not in ("of", "shard")} | {"set": which, "count": found.count}
-    return Reference({k: m.gaussian() for k, m in moments.items()}, found.array("features", PAIRWISE), facts)
-
-
-def of_file(path: str, subject: Subject, extractor: Extractor, purpose: str) -> Reference:
-    """Statistics that vimlab wrote, or an outside reference as `outside:PATH`. Raises StatisticsError."""
-    if path.startswith("outside:"):
-        file = path.removeprefix("outside:")
-        gaussian, spatial = statistics.read_outside(file)
-        names, rows, facts = {"features": gaussian, "spatial": spatial}, None, {"file": pathlib.Path(file).name, "made_by": "others"}
-    else:
-        protocol = {"size": subject.protocol["size"], "crop": subject.protocol["crop"]}
-        read = statistics.read(path, purpose=purpose, extractor=extractor.name, identity=extractor.identity, protocol=protocol)
-        names, rows, facts = {"features": read.features, "spatial": read.spatial}, read.rows, {**read.protocol, "file": pathlib.Path(path).name}
-    return Reference({k: g for k, g in names.items() if g is not None}, rows, facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,11 +128,13 @@ class Fid(Generated):
       reference: "eval" or "train", the run's sets under its evaluation crop; a file of statistics that vimlab wrote; or
         `outside:PATH`, statistics of pytorch-fid's or a reference batch of guided-diffusion's.
       write_reference: a file to write the reference's statistics to; None writes none.
+      memorised: training pictures among which the nearest to each drawn one is looked for; None looks for none.
     """
 
     NAME: ClassVar[str] = "fid"
     reference: str = "eval"
     write_reference: str | None = None
+    memorised: int | None = None
 
     def run(self, subject: Subject) -> Result:
         """Draws and compares. Uses predict_fns["sample"] and ["decode"]."""
@@ -183,15 +147,23 @@ class Fid(Generated):
         )
         found, protocol, draw = self.features(subject, extractor)
         metrics = compare(found, reference, extractor)
-        shown = draw(0, min(SHOWN, found.count))
+        first = draw(0, min(SHOWN, found.count))
         self.export(found)
         if self.write_reference:
-            _write_reference(self.write_reference, "generation", reference, extractor)
-        return Result(
-            metrics=metrics,
-            protocol=protocol | _terms(found, reference, extractor),
-            pictures={"drawn": pictures.grid([shown[i : i + 8] for i in range(0, len(shown), 8)])},
-        )
+            write(self.write_reference, "generation", reference, extractor)
+        shown = {"drawn": pictures.grid([first[i : i + 8] for i in range(0, len(first), 8)])}
+        if self.memorised:
+            metrics |= self._memory(subject, extractor, found, first, shown)
+            protocol["memorised"] = f"mean distance to the nearest of {self.memorised} training pictures, drawn over unseen real ones"
+        return Result(metrics=metrics, protocol=protocol | _terms(found, reference, extractor), pictures=shown)
+
+    def _memory(self, subject: Subject, extractor: Extractor, found: Features, first: np.ndarray, shown: dict[str, np.ndarray]) -> dict[str, float]:
+        training = features.of_set(subject, extractor, "train", self.memorised).array("features")
+        drawn, real = found.array("features", PAIRWISE), features.of_set(subject, extractor, "eval").array("features", PAIRWISE)
+        first = first[: neighbours.SHOWN]
+        _, places = neighbours.nearest(features.featurise(extractor, first)["features"], training, min(neighbours.NEAREST, len(training)))
+        shown["neighbours"] = neighbours.grid(subject, self.memorised, first, places)
+        return {"nearest_training" + _suffix(extractor): neighbours.ratio(drawn, real, training)}
 
     def _check(self, subject: Subject) -> None:
         if self.protocol and protocols.named(self.protocol, "generation").reference == "outside" and self.reference in ("eval", "train"):
@@ -255,14 +227,5 @@ class Rfid:
         found = features.of_reconstructions(subject, extractor)
         metrics = {f"r{name}": value for name, value in compare(found, reference, extractor).items()}
         if self.write_reference:
-            _write_reference(self.write_reference, "reconstruction", reference, extractor)
+            write(self.write_reference, "reconstruction", reference, extractor)
         return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | _terms(found, reference, extractor))
-
-
-def _write_reference(path: str, purpose: str, reference: Reference, extractor: Extractor) -> None:
-    count = reference.facts.get("count", 0)
-    rows = reference.rows if reference.rows is not None and len(reference.rows) == count else None
-    statistics.write(path, statistics.Statistics(
-        purpose=purpose, protocol=reference.facts, extractor=extractor.name, identity=extractor.identity, count=count,
-        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=rows,
-    ))  # fmt: skip

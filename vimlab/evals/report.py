@@ -17,7 +17,7 @@ from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
 
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
-DRAWN = ("prompts", "samples", "alignment", "clip_score")  # Pictures of the model's own making: what people look at first.
+DRAWN = ("prompts", "samples", "drawn", "neighbours", "alignment", "clip_score")  # Pictures of the model's own making: what people look at first.
 
 
 def write_report(directory: str | os.PathLike) -> pathlib.Path:

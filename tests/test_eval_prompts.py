@@ -166,7 +166,7 @@ def test_geneval_finds_its_folders(capsys, model, tmp_path):
     assert found["metrics"] == {"overall": 0.25, "single_object": 0.25, "counting": 0.25, "correct_images": 0.25, "correct_prompts": 1.0}
     protocol = found["protocol"]
     assert (protocol["evaluator"], protocol["step"], protocol["count"], protocol["split"]) == ("geneval", 7, 8, "all 2 prompts")
-    assert protocol["sampler"]["guidance"] == 1 and protocol["seed"] == 0 and protocol["command"].startswith("vimlab ")
+    assert protocol["sampler"]["guidance"] == 1 and protocol["seed"] == 0 and protocol["command"].startswith("vimlab")
     report = write_report(tmp_path / "run").read_text()
     assert "<h3>GenEval</h3>" in report and "8 images (all 2 prompts), step 7" in report and "Single object</td>" in report
     (out / "results.jsonl").write_text("{}")

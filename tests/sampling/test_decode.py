@@ -227,7 +227,7 @@ def test_leading_rows_at_once_are_leading_rows_one_by_one(rows):
 @pytest.mark.parametrize("kind", ["mixed", CAUSAL])
 def test_stretches_change_nothing(kind):
     """Caches that grow, beside rolling ones and alone, from nothing and from a prefill that ends in each stretch or between two."""
-    for rows in (0, 1, 2, 3, 5, 7):
+    for rows in (0, 2, 3, 6):
         given, keep = given_and_kept(0.0, rows) if rows else (None, None)
         one = sample(kind, guided=True, given=given, keep=keep, guidance=1.5, stretches=1)
         three = sample(kind, guided=True, given=given, keep=keep, guidance=1.5, stretches=3)

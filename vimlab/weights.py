@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import sys
 import zipfile
 
 import numpy as np
@@ -269,3 +270,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _offer(wanted: list[Known]) -> str:
     return " or ".join(f"{known.files[0]} ({known.what}, {known.page})" for known in wanted)
+
+
+if __name__ == "__main__":
+    from vimlab.cli import entry
+
+    entry(["weights", *sys.argv[1:]])

@@ -41,12 +41,17 @@ def compare(found: Features, reference: Reference, extractor: Extractor) -> dict
     }
     if reference.rows is not None:
         rows = found.array("features", PAIRWISE)
-        subset = min(SUBSET, len(rows), len(reference.rows))
+        subset = _subset(len(rows), len(reference.rows))
         if subset > 1:
             figures["kid" + suffix], figures["kid_std" + suffix] = kernel_distance(rows, reference.rows, subset_size=subset)
         if min(len(rows), len(reference.rows)) > 5:
             figures |= {name + suffix: value for name, value in manifold_metrics(rows, reference.rows).items()}
     return figures
+
+
+def _subset(*counts: int) -> int:
+    """Pictures in a subset of the kernel distance; half of a small set, so that subsets differ."""
+    return min(SUBSET, min(counts) // 2)
 
 
 def _suffix(extractor: Extractor) -> str:
@@ -55,7 +60,7 @@ def _suffix(extractor: Extractor) -> str:
 
 def _terms(found: Features, reference: Reference, extractor: Extractor) -> dict[str, Any]:
     """What fixes these figures, for their protocol."""
-    size = None if reference.rows is None else min(SUBSET, found.count, len(reference.rows))
+    size = None if reference.rows is None else _subset(min(found.count, PAIRWISE), len(reference.rows))
     return {
         "extractor": extractor.name,
         "extractor_identity": extractor.identity,

@@ -6,10 +6,11 @@ command:  vimlab train --config configs/vitvq_cifar10.py:data=PATH --workdir run
           vimlab train --config configs/vim_cifar10.py:data=PATH,tokens=runs/cifar10_tokens --workdir DIR
           (PATH: a folder of WebDataset tars, an imported data set, or tfds:cifar10, the default)
 hardware: 2 CPU cores
-hours:    0.4, the second stage
-expected: not measured yet
+hours:    0.6, the second stage, at the 0.72 s a step that it takes alone (measured beside other work: 1.4)
+expected: trained on 20,000 pictures, on 2,000 test pictures 7.50 bits a token, 2.27 under the entropy of the tokens' frequencies;
+          a linear probe of block 3 names 49.5% of classes (pixels 39.3%, the tokenizer's latents 33.8%)
 params:   generator 2,669,568 without embeddings and softmax
-status:   runs in tests
+status:   trained and measured
 """
 
 import ml_collections

@@ -143,11 +143,19 @@ def test_copies_of_training_pictures_are_found(tmp_path):
     assert found["copies"] < 1e-3 and found["unseen"] > 0.5
 
 
+def test_the_training_set_is_a_reference_too(tmp_path):
+    training = lambda count: (made_up.Listed(RECORDS[12 : 12 + min(count, 12)]).info, made_up.batches(RECORDS[12 : 12 + min(count, 12)], 5, text=True))
+    result = Fid(extractor=RANDOM, reference="train").run(subject(folder=tmp_path, training=training))
+    assert result.metrics[f"frechet_{NAME}"] == pytest.approx(distance(IMAGES, IMAGES[12:]), rel=1e-5)
+    assert result.protocol["reference"]["set"] == "train" and result.protocol["reference"]["count"] == 12
+
+
 def test_the_nearest_are_those_of_all_distances():
     rows, others = (np.random.default_rng(i).standard_normal((n, 7), np.float32) + 3 for i, n in enumerate((20, 30)))
     distances, places = neighbours.nearest(rows, others, 3)
     every = np.linalg.norm(rows[:, None].astype(np.float64) - others[None], axis=-1)
     np.testing.assert_array_equal(places, np.argsort(every, 1)[:, :3])
+    # f32, by the difference of large squares.
     np.testing.assert_allclose(distances, np.sort(every, 1)[:, :3], rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import sys
+import tarfile
 import tempfile
 
 import numpy as np
@@ -50,11 +51,16 @@ TEXTS = [
 
 
 def pictures() -> list[np.ndarray]:
-    """Real pictures uint8[H,W,3]: one upright, one wide, and two small squares."""
+    """Pictures uint8[H,W,3], one upright, one wide, and two small squares: Noto Emoji (Apache-2.0), for the file is part of the project."""
     from PIL import Image
 
-    files, sizes = sorted((DATA / "imagenet_sample").rglob("*.JPEG")), [(40, 61), (57, 33), (32, 32), (20, 20)]
-    return [np.asarray(Image.open(file).convert("RGB").resize(size)) for file, size in zip(files, sizes, strict=False)]
+    sizes, found = [(40, 61), (57, 33), (32, 32), (20, 20)], []
+    with tarfile.open(next((DATA / "emoji").glob("*.tar"))) as archive:
+        names = sorted(name for name in archive.getnames() if name.endswith(".png"))
+        for name, size in zip(names[:: len(names) // len(sizes)], sizes, strict=False):
+            image = Image.open(archive.extractfile(name)).convert("RGBA")
+            found.append(np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").resize(size)))
+    return found
 
 
 def inputs(data: pathlib.Path) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -62,14 +63,15 @@ class Pass:
 
 
 def of_set(subject: Subject, extractor: Extractor, which: str, count: int | None = None) -> "Features":
-    """Features of the evaluation set ("eval") or of `count` training pictures under its crop ("train"). Raises ConfigError."""
+    """Features of the evaluation set ("eval") or of `count` training pictures, all by default, under its crop ("train"). Raises ConfigError."""
     if which == "eval":
         info, size, start = subject.source.info, len(subject.source), subject.batches
     else:
         if subject.training is None:
             raise ConfigError("the training set is not at hand; compare with the evaluation set")
-        info, _ = subject.training(count or 1)
-        size, start = min(info.size, count or info.size), lambda: subject.training(count)[1]
+        count = sys.maxsize if count is None else count
+        info, _ = subject.training(count)
+        size, start = info.size, lambda: subject.training(count)[1]
     request = {"of": "set", "fingerprint": info.fingerprint, "name": info.name, **_shape(subject), **_network(extractor)}
     pictures = functools.cache(lambda: Pass(start()))
 

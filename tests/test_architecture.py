@@ -14,6 +14,7 @@ MODULES = {
 }
 # The first pattern that matches counts. A module may import its own level and those below.
 LEVELS = [
+    (7, r"vimlab\.(plan|launch|sweep)(\..*)?"),
     (7, r"vimlab\.(cli|train|trained|eval|eval_prompts|eval_compare|tokenize|sample|ckpt|config_command|weights_command|doctor|run|data\.commands|(data\.)?__main__)"),
     (6, r"vimlab\.tasks\..*"),
     (5, r"vimlab\.evals(\..*)?"),
@@ -22,7 +23,7 @@ LEVELS = [
     (2, r"vimlab\.losses(\..*)?"),
     (1, r"vimlab\.nn(\..*)?"),
     (0, r"vimlab(\.tasks)?"),
-    (0, r"vimlab\.(config|tokens|random|state|adafactor|optim|metrics|pictures|checkpoint|checksums|weights|export|\w+_io)"),
+    (0, r"vimlab\.(config|tokens|random|state|adafactor|optim|metrics|pictures|checkpoint|checksums|exits|weights|export|\w+_io)"),
     (0, r"vimlab\.(parallel|data)(\..*)?"),
 ]
 HEAVY = {"orbax": {"vimlab.checkpoint"}, "tensorflow_datasets": {"vimlab.data.formats.tfds"}}

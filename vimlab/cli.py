@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from vimlab import exits
+
 # name: (module, what it does). Modules are imported when they run.
 COMMANDS = {
     "train": ("vimlab.train", "train, or continue, the run of a workdir"),
@@ -17,7 +19,6 @@ COMMANDS = {
     "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
     "doctor": ("vimlab.doctor", "check this machine: versions, devices, disk, codecs"),
 }
-EXIT_USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: vimlab COMMAND …\n\n" + "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`vimlab COMMAND --help` says more.")
-        return 0 if argv else EXIT_USER_ERROR
+        return exits.FINISHED if argv else exits.USER_ERROR
     if argv[0] == "--version":
         import vimlab
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vimlab.config import suggest
 
         print(f"vimlab: error: there is no command {argv[0]!r}{suggest(argv[0], COMMANDS)} (there are {', '.join(COMMANDS)})", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return exits.USER_ERROR
     return run_command(lambda rest: importlib.import_module(COMMANDS[argv[0]][0]).main(rest), argv[1:])
 
 
@@ -53,7 +54,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except (UserError, FloatingPointError) as error:
         logging.flush()
         print(f"vimlab: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return exits.USER_ERROR
     except KeyboardInterrupt:
         return 130
 

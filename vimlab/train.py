@@ -19,6 +19,7 @@ from absl import logging
 from clu import parameter_overview
 
 from vimlab import config as configs
+from vimlab import exits
 from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer
 from vimlab.config import ConfigError
@@ -31,8 +32,6 @@ from vimlab.metrics import Averages, Progress, Speed, Writer, clock
 from vimlab.parallel.rules import batch_sharding
 from vimlab.run import Run
 from vimlab.tasks.task import RunConfig
-
-EXIT_PREEMPTED = 75  # "Try again": the state is saved, the same command goes on.
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,7 +116,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
                         save(step, wait=bool(stop) or step == total)
                     if stop:
                         logging.warning("stopped by %s at step %d; the state is saved, the same command goes on", stop.name, step)
-                        return EXIT_PREEMPTED
+                        return exits.RESTART
                 if step == total:
                     break
                 speed.pause(time.perf_counter() - paused)
@@ -152,7 +151,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
             writer.close()
     if jax.process_index() == 0:
         print(f"finished {total} steps in {clock(time.time() - started)}; report: {write_report(workdir)}")
-    return 0
+    return exits.FINISHED
 
 
 def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) -> None:

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vimlab/__init__.py").read_text())[1]
 JAX = ">=0.10.2,<0.13"
 OPENCV = "opencv-python-headless>=4.12,<6"
+GCSFS = "gcsfs>=2026.9"
 SENTENCEPIECE = "sentencepiece>=0.2.1,<0.3"
 
 setup(
@@ -41,6 +42,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX}"],
         "fastdata": [OPENCV],
         "text": [SENTENCEPIECE],
+        "gcs": [GCSFS],
         "export": ["safetensors>=0.5,<1"],
         "test": [
             "pytest>=8,<10",
@@ -51,6 +53,9 @@ setup(
             "safetensors>=0.5,<1",
             OPENCV,
             SENTENCEPIECE,
+            GCSFS,
+            # Google Cloud Storage on this machine, in pure Python, for the tests of buckets.
+            "gcp-storage-emulator>=2026.7.19",
             "ruff>=0.9,<0.18",
         ],
     },

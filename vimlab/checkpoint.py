@@ -14,9 +14,7 @@ names and today's abstract state give it back, so optimizer states may be any py
 import concurrent.futures
 import dataclasses
 import json
-import pathlib
 import re
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +23,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from vimlab import paths
 from vimlab.checksums import SEAL, damage, read_seal, seal, write_file
 from vimlab.config import ConfigError, Duration, UserError
 
@@ -55,8 +54,8 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores the steps of one directory. Every process of a run calls every method, in the same order."""
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3, keep_every_steps: int | None = None):
-        self.directory = pathlib.Path(directory).absolute()
+    def __init__(self, directory: str | paths.Path, *, keep: int = 3, keep_every_steps: int | None = None):
+        self.directory = paths.absolute(paths.place(directory))
         self._keep, self._keep_every = keep, keep_every_steps
         self._writer = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -222,19 +221,19 @@ class Checkpointer:
                                   "copy, or move the folder away to start over")
         return -1
 
-    def _begin(self, folder: pathlib.Path, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> int:
+    def _begin(self, folder: paths.Path, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> int:
         if folder.exists():
             reason = damage(folder)
             kind, number = "corrupt" if reason else "replaced", 1
             while (aside := folder.with_name(f"{folder.name}.{kind}-{number}")).exists():
                 number += 1
-            folder.rename(aside)
+            paths.rename_folder(folder, aside)
             self._bad.discard(int(folder.name))
             logging.warning("CHECKPOINT %s stood where a new one is saved (%s); it is kept as %s.", folder,
                             reason or "it is whole, and from another run or an abandoned continuation", aside)
         table = {name: [str(x.dtype), x.shape] for name, x in arrays.items()}
         texts = {"arrays.json": json.dumps(table, indent=1), "meta.json": json.dumps(meta, indent=1)}
-        folder.mkdir(parents=True)
+        paths.make_folder(folder)
         for name, text in texts.items():
             write_file(folder / name, text.encode())
         return 0
@@ -249,8 +248,7 @@ class Checkpointer:
 
     def _prune(self, newest: int) -> None:
         """Deletes committed, whole steps older than the newest `keep`, milestones excepted; later steps are not its concern."""
-        for leftover in self.directory.glob("*.deleting"):
-            shutil.rmtree(leftover)
+        paths.finish_deletions(self.directory)
         older = [step for step in self.steps() if step < newest and step not in self._bad]
         for step in older[: max(len(older) - self._keep + 1, 0)]:
             folder = self.directory / str(step)
@@ -258,8 +256,7 @@ class Checkpointer:
                 logging.warning("CHECKPOINT %s IS DAMAGED: %s. It is left as it is, not deleted as too old.", folder, reason)
                 self._bad.add(step)
             elif not read_seal(folder)["milestone"]:
-                # Renamed first, so that a half-deleted step never looks like a damaged one.
-                shutil.rmtree(folder.rename(folder.with_name(f"{step}.deleting")))
+                paths.delete_sealed(folder, SEAL)
 
 
 def named(tree: Any) -> dict[str, Any]:

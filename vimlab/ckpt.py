@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import pathlib
 import sys
 import time
 
-from vimlab import config
+from vimlab import config, paths
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.checksums import SEAL, damage, read_seal
 from vimlab.export import export
@@ -24,14 +23,16 @@ def main(argv: list[str]) -> int:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("workdir", type=pathlib.Path, help="a run's folder, or its checkpoints")
+        command.add_argument("workdir", type=paths.place, help="a run's folder, or its checkpoints")
         if name in ("show", "export"):
             command.add_argument("--step", type=int, help="which checkpoint; by default the newest")
         if name == "export":
-            command.add_argument("out", type=pathlib.Path, help="the folder to write")
+            command.add_argument("out", type=paths.place, help="the folder to write")
             command.add_argument("--kind", choices=("inference", "full"), default="inference")
     args = parser.parse_args(argv)
+    paths.check(args.workdir, "WORKDIR")
     if args.command == "export":
+        paths.check(args.out, "OUT")
         print(f"wrote {export(args.workdir, args.out, args.kind, args.step)} and config.json beside it")
         return 0
     directory = args.workdir / "checkpoints" if (args.workdir / "checkpoints").is_dir() else args.workdir
@@ -46,12 +47,13 @@ def main(argv: list[str]) -> int:
     return _list(folders) if args.command == "ls" else _verify([p for p in folders if p.name.isdigit()])
 
 
-def _list(folders: list[pathlib.Path]) -> int:
+def _list(folders: list[paths.Path]) -> int:
     rows = [("step", "size", "age", "state", "milestone")]
     for folder in folders:
         facts = read_seal(folder)
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        when = facts["time"] if facts else folder.stat().st_mtime
+        stored = paths.files(folder).values()
+        size = sum(s.size for s in stored)
+        when = facts["time"] if facts else max((s.time for s in stored), default=time.time()) if paths.is_bucket(folder) else folder.stat().st_mtime
         state = "committed" if facts else "damaged" if (folder / SEAL).exists() else "not committed"
         milestone = "yes" if facts and facts["milestone"] else ""
         rows.append((folder.name, f"{size / 1e6:.1f} MB", _age(time.time() - when), state, milestone))
@@ -59,7 +61,7 @@ def _list(folders: list[pathlib.Path]) -> int:
     return 0
 
 
-def _verify(folders: list[pathlib.Path]) -> int:
+def _verify(folders: list[paths.Path]) -> int:
     damaged = False
     for folder in folders:
         reason = damage(folder)

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from vimlab import config as configs
+from vimlab import paths
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
 def _read(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     from vimlab import run as runs
 
-    path = pathlib.Path(spec)
+    path = paths.place(spec)
+    paths.check(path, "the config")
     if path.is_dir():
         path = path / "config.json"
     config = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else configs.load(spec)

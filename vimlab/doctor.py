@@ -12,11 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from vimlab import paths
+
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
           "absl-py", "pillow", "tensorboardX")
 OPTIONAL = {
     "opencv-python-headless": "decodes images faster (extra: fastdata)",
     "sentencepiece": "text vocabularies (extra: text)",
+    "gcsfs": "workdirs in buckets, gs:// (extra: gcs)",
     "libtpu": "TPUs, and plans for TPUs (extra: tpu)",
 }
 
@@ -24,7 +27,7 @@ OPTIONAL = {
 def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("."), help="folder to test writing in")
+    parser.add_argument("--workdir", type=paths.place, default=pathlib.Path("."), help="folder, or gs:// folder of a bucket, to test writing in")
     args = parser.parse_args(argv)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
@@ -116,7 +119,10 @@ def decoding() -> str:
     return f"PNG and JPEG by {backend}, {20 / (time.perf_counter() - start):.0f} JPEGs of 256 x 192 a second on one core"
 
 
-def writing(folder: pathlib.Path) -> str:
+def writing(folder: paths.Path) -> str:
+    paths.check(folder)
+    if paths.is_bucket(folder):
+        return writing_to_bucket(folder)
     existing = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
     with tempfile.TemporaryDirectory(dir=existing) as temporary:
         file = pathlib.Path(temporary) / "test"
@@ -126,6 +132,26 @@ def writing(folder: pathlib.Path) -> str:
         if file.with_suffix(".renamed").read_bytes() != data:
             raise RuntimeError(f"what was written in {existing} reads back differently")
     return f"{existing} can be written; {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+
+
+def writing_to_bucket(folder: paths.Path) -> str:
+    """By both ways that a run takes: the path layer's, and TensorStore's, which has the arrays and credentials of its own."""
+    import tensorstore
+
+    name, data = f"vimlab-doctor-{os.getpid()}", os.urandom(1 << 22)
+    start = time.perf_counter()
+    try:
+        paths.write_whole(folder / name, data)
+        if (folder / name).read_bytes() != data:
+            raise RuntimeError(f"what was written in {folder} reads back differently")
+        seconds = time.perf_counter() - start
+        store = tensorstore.KvStore.open(f"{folder}/").result(timeout=60)
+        store.write(name, data[::-1]).result(timeout=60)
+        if (folder / name).read_bytes() != data[::-1]:
+            raise RuntimeError(f"what TensorStore wrote in {folder} reads back differently")
+    finally:
+        (folder / name).unlink(missing_ok=True)
+    return f"{folder} can be written; 4 MB there and back in {seconds:.2f} s"
 
 
 def memory() -> str:

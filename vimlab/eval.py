@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import importlib
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import jax
 from absl import logging
 
 from vimlab import config as configs
+from vimlab import paths
 from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vimlab eval", description="Evaluate a checkpoint of a run. Keys of the run's config can be set with "
                                      "--config.data.eval=… and --config.evals.…=…",
                                      epilog=" ".join(f"`vimlab eval {word} …` is to {text}." for word, (_, text) in WORDS.items()))
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--workdir", required=True, type=paths.place, help="of the run, here or in a bucket")
     parser.add_argument("--evals", default="", help=f"comma-separated, from: {', '.join(EVALUATORS)}; those that suit the "
                         "model and the data if not given")
     parser.add_argument("--step", default="newest", help="a checkpoint's step, newest (the newest good one), best (by the figure of --best), or all")
@@ -105,7 +105,7 @@ def _appearing(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) ->
             time.sleep(WATCH_SECONDS)
 
 
-def _best(workdir: pathlib.Path, figure: str, steps: Sequence[int]) -> int:
+def _best(workdir: paths.Path, figure: str, steps: Sequence[int]) -> int:
     """The step whose figure, as it was measured before, is highest, or lowest after a minus sign, among checkpoints still there."""
     evaluator, _, name = figure.removeprefix("-").partition("/")
     found = {}

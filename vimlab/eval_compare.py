@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 
 from vimlab.config import ConfigError
 from vimlab.evals import comparison
-from vimlab.pictures import write_whole
+from vimlab.paths import place, write_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vimlab eval compare", description="Compare results of `vimlab eval`. Each place is a workdir (its newest "
                                      "results), WORKDIR@STEP, or one result file WORKDIR/evals/NAME_STEP.json.")
     parser.add_argument("places", nargs="+", metavar="PLACE")
-    parser.add_argument("--out", type=pathlib.Path, help="also write a page, FILE.html, or every figure, FILE.json")
+    parser.add_argument("--out", type=place, help="also write a page, FILE.html, or every figure, FILE.json")
     args = parser.parse_args(argv)
     if len(args.places) < 2:
         raise ConfigError("there is nothing to compare with; name two places or more")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vimlab import pictures
+from vimlab import paths, pictures
 from vimlab.config import ConfigError, flatten
 from vimlab.data.prompts import Prompt, digest, read_prompts
 from vimlab.data.shards import Progress
@@ -35,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     """The `eval prompts` command."""
     args = _parser().parse_args(argv)
     args.out = args.out or args.workdir / "prompts" / args.layout
+    paths.check(args.out, "--out")
+    if args.layout in JUDGES:
+        paths.refuse_bucket(args.out, "--out", f"{args.layout} judges files of this machine; give --out a folder")
     return _read(args) if args.read else _draw(args)
 
 
@@ -107,7 +110,7 @@ def protocol_of(
 
 
 def write_record(
-    folder: pathlib.Path, request: dict[str, Any], protocol: dict[str, Any], made: dict[str, Any], entries: Sequence[Entry]
+    folder: paths.Path, request: dict[str, Any], protocol: dict[str, Any], made: dict[str, Any], entries: Sequence[Entry]
 ) -> None:
     """Says how the pictures come about before the first is there, so that what is there can be trusted after an interruption."""
     head = json.dumps({"request": request, "protocol": protocol, "made": made}, indent=1)
@@ -155,12 +158,12 @@ def _tell(args: argparse.Namespace, trained: Trained, entries: Sequence[Entry], 
         print(f"{cut:,} prompts were cut to the {most} tokens that the model reads")
     if args.layout == "gallery":
         about = f"guidance {args.guidance:g}, temperature {args.temperature:g}"
-        facts = [f"{args.workdir.resolve().name}, step {trained.step:,}", f"{trained.task.image_size} px", about, protocol["split"]]
+        facts = [f"{paths.resolved(args.workdir).name}, step {trained.step:,}", f"{trained.task.image_size} px", about, protocol["split"]]
         shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(protocol | environment(args)).items()}
         page, *grids = Gallery(args.out, args.file.stem, facts, entries, shown).write()
-        print(f"gallery: {page} ({page.stat().st_size / 1e6:.1f} MB); {len(grids):,} pictures by category in {args.out / GRIDS}")
+        print(f"gallery: {page} ({paths.size(page) / 1e6:.1f} MB); {len(grids):,} pictures by category in {args.out / GRIDS}")
     if args.layout in JUDGES:
-        judge = JUDGES[args.layout].format(folder=args.out.resolve(), num=args.num, size=trained.task.image_size)
+        judge = JUDGES[args.layout].format(folder=paths.resolved(args.out), num=args.num, size=trained.task.image_size)
         print(f"judge them with {judge}\nthen: vimlab eval prompts --workdir {args.workdir} --out {args.out} --layout {args.layout} --read RESULTS")
 
 
@@ -178,9 +181,9 @@ def _read(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.out / RECORD} is not one of ours; give --out the folder that was judged") from None
     if drawn_as != args.layout:
         raise ConfigError(f"{args.out} was drawn for --layout {drawn_as}, not {args.layout}; give --out the folder that was judged")
-    workdir = args.workdir.resolve()
+    workdir = paths.resolved(args.workdir)
     # A workdir may have been moved, with what lies in it.
-    if pathlib.Path(drawer) != workdir and workdir not in args.out.resolve().parents:
+    if paths.place(drawer) != workdir and workdir not in paths.resolved(args.out).parents:
         raise ConfigError(f"{args.out} was drawn by {drawer}, not by {args.workdir}; give that as --workdir")
     result = READERS[args.layout](args.read, images)
     path = write_result(args.workdir, args.layout, step, protocol, result)
@@ -195,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="vimlab eval prompts", description="Draw a file of prompts; run it again to go on where it was interrupted. Picture n of row r of "
         "the file, from 0, has the seed SEED + r * NUM + n, whatever is drawn beside it.",
     )  # fmt: skip
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the generator's run")
+    parser.add_argument("--workdir", required=True, type=paths.place, help="of the generator's run")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--file", type=pathlib.Path, help="PartiPrompts.tsv or another .tsv or .csv with a column 'Prompt', GenEval's .jsonl, "
                       "DPG-Bench's folder of .txt or its .csv, or a text file with a prompt a line")
@@ -203,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
                       "written into WORKDIR/evals")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="gallery.html with pictures; folders as GenEval or DPG-Bench "
                         "want them; or flat, just pictures (gallery)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the pictures (WORKDIR/prompts/LAYOUT)")
+    parser.add_argument("--out", type=paths.place, metavar="DIR", help="folder for the pictures (WORKDIR/prompts/LAYOUT)")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest good one if not given")
     parser.add_argument("--limit", type=int, metavar="N", help="only N prompts, evenly spaced over the file (all)")
     long = parser.add_mutually_exclusive_group()

@@ -1,14 +1,13 @@
 """Weights that leave and enter: export to safetensors with a JSON config, and start from weights made elsewhere."""
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from vimlab import safetensors_io
+from vimlab import paths, safetensors_io
 from vimlab.checkpoint import Checkpointer, CheckpointError, check_fit, named
 from vimlab.checksums import SEAL, write_file
 
@@ -18,11 +17,11 @@ Arrays = dict[str, jax.ShapeDtypeStruct]
 
 
 def export(
-    workdir: str | pathlib.Path,
-    out: str | pathlib.Path,
+    workdir: str | paths.Path,
+    out: str | paths.Path,
     kind: Literal["inference", "full"] = "inference",
     step: int | None = None,
-) -> pathlib.Path:
+) -> paths.Path:
     """Writes `model.safetensors` and `config.json` into the folder `out` from a run's checkpoint.
 
     `inference` holds the weights to use: the average of each network where one is kept, else the trained ones, always under
@@ -40,7 +39,7 @@ def export(
     Raises:
       CheckpointError: no such checkpoint, or `out` already holds an export.
     """
-    out = pathlib.Path(out)
+    out = paths.place(out)
     if (out / WEIGHTS).exists():
         raise CheckpointError(f"{out / WEIGHTS} already exists; choose another folder")
     checkpointer, step = _checkpoint(workdir, step)
@@ -55,16 +54,16 @@ def export(
     return write_export(out, arrays, meta | {"kind": kind, "step": step})
 
 
-def write_export(out: pathlib.Path, arrays: dict[str, Any], meta: dict[str, Any]) -> pathlib.Path:
+def write_export(out: paths.Path, arrays: dict[str, Any], meta: dict[str, Any]) -> paths.Path:
     """Writes arrays and what is known of them into a folder that `open_weights` opens. Returns the safetensors file's path."""
     table = {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in arrays.items()}
-    out.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(out)
     write_file(out / CONFIG, json.dumps(meta | {"arrays": table}, indent=1).encode())
     safetensors_io.write(out / WEIGHTS, arrays, {name: str(meta[name]) for name in ("kind", "step") if name in meta})
     return out / WEIGHTS
 
 
-def init_from(path: str | pathlib.Path, abstract_params: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def init_from(path: str | paths.Path, abstract_params: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Weights alone, averaged where an average was kept, from whatever `open_weights` opens.
 
     Args:
@@ -94,7 +93,7 @@ def init_from(path: str | pathlib.Path, abstract_params: dict[str, Any]) -> tupl
     return params, missing
 
 
-def open_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], Arrays, Callable[[Arrays], dict[str, jax.Array]]]:
+def open_weights(path: str | paths.Path) -> tuple[dict[str, Any], Arrays, Callable[[Arrays], dict[str, jax.Array]]]:
     """Opens a run's folder, its `checkpoints`, one step of those, an exported folder or a safetensors file.
 
     Returns:
@@ -104,7 +103,8 @@ def open_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], Arrays, Call
     Raises:
       CheckpointError: there is no such thing at `path`.
     """
-    path = pathlib.Path(path)
+    path = paths.place(path)
+    paths.check(path, "the weights' place")
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if file.is_file():
         arrays, _ = safetensors_io.read(file)
@@ -116,9 +116,9 @@ def open_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], Arrays, Call
     return checkpointer.read_meta(step), checkpointer.arrays(step), lambda wanted: checkpointer.load(step, wanted, subset=True)
 
 
-def _checkpoint(path: str | pathlib.Path, step: int | None = None) -> tuple[Checkpointer, int]:
+def _checkpoint(path: str | paths.Path, step: int | None = None) -> tuple[Checkpointer, int]:
     """The checkpoints at a path, and the verified step that the path or the argument names, else the newest good one."""
-    path = pathlib.Path(path).absolute()
+    path = paths.absolute(paths.place(path))
     if path.name.isdigit() and (path / SEAL).is_file():
         path, step = path.parent, int(path.name) if step is None else step
     checkpointer = Checkpointer(path / "checkpoints" if (path / "checkpoints").is_dir() else path)

@@ -12,13 +12,15 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import logging
 
+from vimlab import paths
 from vimlab.config import Duration
 
+UPLOAD_SECONDS = 30  # Between two uploads of a log in a bucket, beside those at checkpoints.
 # Peak dense bf16 FLOP/s per chip, as the vendors state them (never the "sparse" figure).
 PEAK_FLOPS = {
     "TPU v3": 123e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
@@ -74,25 +76,27 @@ class Averages:
 class Writer:
     """Appends rows to the workdir's logs; on processes other than the first it writes nothing.
 
+    In a bucket nothing can grow: there the logs are written anew as wholes, at `flush`, `close` and every half minute.
+
     Args:
       workdir: the run's.
       resume_step: rows of later steps are cut off, for the run is about to write them again.
       tensorboard: also write event files.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
-        self._files, self._board = {}, None
+    def __init__(self, workdir: paths.Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+        self._files, self._board, self._events = {}, None, None
         if jax.process_index() != 0:
             return
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(workdir)
         for name in ("metrics", "performance"):
             path = workdir / f"{name}.jsonl"
-            _cut(path, resume_step)
-            self._files[name] = path.open("a")
+            self._files[name] = _Log(path, _kept(path, resume_step)) if paths.is_bucket(path) else _appended(path, resume_step)
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+            self._events = paths.Staging(workdir / "tensorboard")
+            self._board = SummaryWriter(str(self._events.path), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, step: int, values: Mapping[str, Any], *, performance: bool = False) -> None:
         """Appends one row; numbers also go to TensorBoard."""
@@ -106,11 +110,42 @@ class Writer:
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Returns when every row so far is where a resumed run will look for it."""
+        for file in self._files.values():
+            if isinstance(file, _Log):
+                file.upload()
+        if self._board:
+            self._board.flush()
+            self._events.publish()
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
         if self._board:
             self._board.close()
+            self._events.publish()
+
+
+class _Log:
+    """A log in a bucket as a file to append to; `rows` are those of it that stay."""
+
+    def __init__(self, path: paths.Path, rows: list[str]) -> None:
+        self._path, self._rows, self._uploaded, self._time = path, rows, -1, time.monotonic()
+
+    def write(self, row: str) -> None:
+        self._rows.append(row)
+
+    def flush(self) -> None:
+        if time.monotonic() - self._time > UPLOAD_SECONDS:
+            self.upload()
+
+    def upload(self) -> None:
+        if self._uploaded != len(self._rows):
+            paths.write_whole(self._path, "".join(self._rows).encode())
+        self._uploaded, self._time = len(self._rows), time.monotonic()
+
+    close = upload
 
 
 def _round(value: Any) -> Any:
@@ -120,20 +155,27 @@ def _round(value: Any) -> Any:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def _cut(path: pathlib.Path, step: int) -> None:
-    """Drops the rows after `step`, and a last line that a killed process left unfinished."""
-    if not path.exists():
-        return
+def _appended(path: pathlib.Path, step: int) -> TextIO:
+    """The log open for more rows, those after `step` dropped."""
+    if path.exists():
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(_kept(path, step)))
+        os.replace(beside, path)
+    return path.open("a")
+
+
+def _kept(path: paths.Path, step: int) -> list[str]:
+    """The rows up to `step`, without a last line that a killed process left unfinished."""
     kept = []
+    if not path.exists():
+        return kept
     for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             logging.warning("%s: dropped a line that is not a row of the log: %.60s", path, line)
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
+    return kept
 
 
 class Speed:

@@ -2,10 +2,11 @@
 
 import io
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from vimlab.paths import write_whole
 
 CAPTION_HEIGHT = 16
 CAPTION_LINES = 5
@@ -152,15 +153,3 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
-
-
-def write_whole(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file beside its place and renames it there, so that no reader meets half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from vimlab import config as configs
+from vimlab import paths
 from vimlab.checkpoint import named
 from vimlab.config import ConfigError
 from vimlab.export import init_from, open_weights, write_export
@@ -43,22 +42,25 @@ class Pretrained:
             digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(x).tobytes())
         return digest.hexdigest()[:16]
 
-    def write(self, folder: pathlib.Path) -> None:
-        """Writes the tokenizer as an inference export of its own, beside `folder` first and then renamed."""
-        beside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
+    def write(self, folder: paths.Path) -> None:
+        """Writes the tokenizer as an inference export of its own, beside `folder` first and then renamed; in a bucket the weights come last."""
+        beside = folder if paths.is_bucket(folder) else folder.with_name(f".{folder.name}.part")
+        paths.delete_folder(beside)
         write_export(beside, {f"params/tokenizer/{name}": x for name, x in named(self.params).items()}, self.meta | {"kind": "inference"})
-        beside.rename(folder)
+        if beside != folder:
+            beside.rename(folder)
 
 
-def open_tokenizer(path: str | pathlib.Path) -> Pretrained:
+def open_tokenizer(path: str | paths.Path) -> Pretrained:
     """Reads a trained tokenizer from whatever `vimlab.export.open_weights` opens.
 
     Raises:
       ConfigError: the path holds no tokenizer, or weights without the config that belongs to them.
       CheckpointError: there is nothing to read, or it is damaged.
     """
-    path = pathlib.Path(path).expanduser()
+    path = paths.place(path)
+    paths.check(path, "the tokenizer")
+    path = path if paths.is_bucket(path) else path.expanduser()
     if not path.exists():
         raise ConfigError(f"the tokenizer {str(path)!r} does not exist; train one first, and name its workdir or an export of it")
     meta = open_weights(path)[0]

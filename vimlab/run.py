@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import pathlib
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from jax.typing import DTypeLike
 
 import vimlab
 from vimlab import config as configs
+from vimlab import paths
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError, Duration
 from vimlab.data.base import Source, Subset, held_out
@@ -30,7 +29,6 @@ from vimlab.data.pipeline import EvalPipeline, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
 from vimlab.parallel.rules import batch_sharding
-from vimlab.pictures import write_whole
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.generator_task import GeneratorTask
@@ -62,19 +60,13 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return {"task": tree.pop("name")} | tree
 
 
-def read_config(workdir: pathlib.Path) -> RunConfig:
+def read_config(workdir: paths.Path) -> RunConfig:
     """The config that a workdir's run was started with. Raises ConfigError where there is none."""
-    check_local(workdir)
+    paths.check(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no config.json, so it is not the workdir of a run")
     return resolve(json.loads(path.read_text()))
-
-
-def check_local(workdir: pathlib.Path) -> None:
-    """Raises ConfigError where a bucket is named: `Path` would quietly make a folder of that name here."""
-    if re.match(r"[a-z][a-z0-9]+:/", str(workdir)):
-        raise ConfigError(f"--workdir {workdir} names a bucket, but this version writes to folders alone; mount the bucket, or choose a folder")
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -233,6 +225,6 @@ def dtype_of(precision: str) -> DTypeLike:
     return {"f32": jnp.float32, "bf16": jnp.bfloat16}[precision]
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: paths.Path, value: Any) -> None:
     """Writes beside, then renames."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    paths.write_whole(path, (json.dumps(value, indent=1) + "\n").encode())

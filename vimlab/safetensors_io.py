@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from vimlab.config import UserError
+from vimlab.paths import beside, fetched, place
 
 DTYPES = {
     "F64": np.float64,
@@ -39,7 +39,6 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     Raises:
       SafetensorsError: an array of another dtype.
     """
-    path = pathlib.Path(path)
     header, position = {"__metadata__": dict(metadata)} if metadata else {}, 0
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     for name in order:
@@ -51,15 +50,11 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
         header[name] = {"dtype": dtype, "shape": list(x.shape), "data_offsets": [start, position]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
+    with beside(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             x = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
             file.write(x.reshape(-1).view(np.uint8))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -68,7 +63,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
     Raises:
       SafetensorsError: a header that is no such header, a dtype not in DTYPES, or offsets that do not fit the file.
     """
-    data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
+    file = fetched(place(path))
+    data = np.memmap(file, np.uint8, "r") if os.path.getsize(file) else np.empty(0, np.uint8)
     length = int.from_bytes(data[:8].tobytes(), "little")
     try:
         header = json.loads(data[8 : 8 + length].tobytes()) if 8 + length <= data.size else None

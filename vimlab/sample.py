@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vimlab
+from vimlab import paths
 from vimlab import run as runs
 from vimlab.config import ConfigError, suggest
 from vimlab.data.images import decode
@@ -130,7 +131,7 @@ def model_request(args: argparse.Namespace, trained: Trained) -> dict[str, Any]:
         raise ConfigError(f"--guidance is {args.guidance:g}, but {trained.workdir} was trained without dropping conditions, which guidance "
                           "needs; leave it out, or train with config.drop")
     return {
-        "workdir": str(trained.workdir.resolve()), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(trained.config.precision)).name,
+        "workdir": str(paths.resolved(trained.workdir)), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(trained.config.precision)).name,
         **trained.task.identity, "condition": trained.config.model.condition.NAME, "seed": args.seed,
         **{name: getattr(args, name) for name in KNOBS},
     }  # fmt: skip
@@ -173,6 +174,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for what is wrong whatever the model."""
+    paths.check(args.out or args.workdir, "--out" if args.out else "--workdir")
     check_knobs(args)
     if args.keep is not None and not 1 <= args.keep <= args.num:
         raise ConfigError(f"--keep is {args.keep}, but must be at least 1 and at most --num {args.num}")
@@ -203,8 +205,8 @@ def check_knobs(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vimlab sample", description="Draw images from a trained generator. Image n of prompt p, from 0, "
                                      "has the seed SEED + p * NUM + n; it depends on its prompt and its seed, not on what is drawn beside it.")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of the generator's run")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for the images (WORKDIR/samples)")
+    parser.add_argument("--workdir", required=True, type=paths.place, help="of the generator's run")
+    parser.add_argument("--out", type=paths.place, help="folder for the images (WORKDIR/samples)")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest good one if not given")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", action="append", help="a text; may be given several times")

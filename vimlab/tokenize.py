@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from vimlab import config as configs
+from vimlab import paths
 from vimlab import run as runs
 from vimlab.config import ConfigError
 from vimlab.data.cache import Recipe, finish, write_shards
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vimlab tokenize", description="Store the tokens of a second-stage config's training data, cut as "
                                      "that config cuts them; interrupted, the same command goes on. Keys are set with --config.tokenizer=…")
     parser.add_argument("--config", required=True, help="config file of the run that is to train on the tokens")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder, for the run's --config.data.tokens")
+    parser.add_argument("--out", required=True, type=paths.place, help="a new folder, for the run's --config.data.tokens")
     parser.add_argument("--batch-size", default=64, type=int, help="pictures at a time (64)")
     parser.add_argument("--views", default=None, type=int, help="fixed crops of each picture; config.data.views, or 1, if not given")
     parser.add_argument("--shard-records", default=None, type=int, help="records in a shard (by default about 32 MB)")
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("batch_size", "views", "shard_records"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be at least 1")
+    paths.refuse_bucket(args.out, "--out", "token caches are read from folders of this machine; give a folder, and copy it to each host")
     config = runs.resolve(configs.load(args.config), overrides)
     if not hasattr(config, "tokenizer"):
         raise ConfigError(f"{args.config} is the config of a {config.NAME}, which reads no tokens; give that of a run that is to train on them")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def tokenize(path: str, data: DataConfig, seed: int, out: pathlib.Path, *, views: int = 1, batch_size: int = 64,
+def tokenize(path: str, data: DataConfig, seed: int, out: paths.Path, *, views: int = 1, batch_size: int = 64,
              dtype: DTypeLike = jnp.float32, shard_records: int | None = None, quiet: bool = False) -> dict[str, Any]:
     """Makes the token cache `out` with the tokenizer at `path`, in `OUT.partial` until all is there. Returns its manifest.
 

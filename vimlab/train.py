@@ -7,7 +7,6 @@ the same command again continues as if nothing had happened.
 
 import argparse
 import json
-import pathlib
 import signal
 import sys
 import time
@@ -19,7 +18,7 @@ from absl import logging
 from clu import parameter_overview
 
 from vimlab import config as configs
-from vimlab import exits
+from vimlab import exits, paths
 from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer
 from vimlab.config import ConfigError
@@ -40,14 +39,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vimlab train", description="Train, or continue, the run of a workdir.")
     parser.add_argument("--config", required=True, help="config file, as in configs/vitvq_emoji.py or configs/vitvq_emoji.py:smoke; "
                         "set single keys with --config.optim.learning_rate=1e-4")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run; the same command on the same folder resumes it")
+    parser.add_argument("--workdir", required=True, type=paths.place, help="folder of the run, here or in a bucket (gs://…); the same command on the same folder resumes it")
     parser.add_argument("--allow-config-change", action="store_true", help="resume although the config has changed what is computed")
     args = parser.parse_args(argv)
     config = runs.resolve(configs.load(args.config), overrides)
     return train(config, args.workdir, allow_config_change=args.allow_config_change)
 
 
-def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool = False) -> int:
+def train(config: RunConfig, workdir: paths.Path, *, allow_config_change: bool = False) -> int:
     """Trains to the config's end, or continues to it. Returns the exit code (see `main`).
 
     Raises:
@@ -96,10 +95,12 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
         speed, progress = Speed(config.batch_size, task.flops_per_example()), Progress(start, total)
         guard = NonfiniteGuard(config.max_nonfinite, workdir)
         stop, profiling = StopSignal(), False
+        profile = paths.Staging(workdir / "profile")
 
         def save(step, *, wait=False):
             meta = {"config": runs.to_dict(config), "averages": averages.sums(), "data_position": step, "inference_networks": task.inference_networks,
                     **run.environment()}
+            writer.flush()  # A resumed run finds every row up to a checkpoint that counts.
             checkpoints.save(step, state, meta, wait=wait)
 
         # ---- the loop ----
@@ -122,7 +123,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
                 speed.pause(time.perf_counter() - paused)
 
                 if config.log.profile_at == step:
-                    jax.profiler.start_trace(str(workdir / "profile"))
+                    jax.profiler.start_trace(str(profile.path))
                     profiling = True
                 batch = next(batches)
                 state, metrics = step_fn(state, frozen, batch, run.root)
@@ -132,6 +133,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
                 if profiling and step == config.log.profile_at + config.log.profile_steps - 1:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
+                    profile.publish()
                     profiling = False
 
                 if (step + 1) % log_every == 0:
@@ -154,13 +156,13 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
     return exits.FINISHED
 
 
-def check_workdir(config: RunConfig, workdir: pathlib.Path, allow_change: bool) -> None:
+def check_workdir(config: RunConfig, workdir: paths.Path, allow_change: bool) -> None:
     """Compares the config with the one that the workdir's run was started with.
 
     Raises:
-      ConfigError: that config computes something else, or the folder is not empty and not a run's, or it is a bucket.
+      ConfigError: that config computes something else, or the folder is not empty and not a run's, or a bucket that cannot be reached.
     """
-    runs.check_local(workdir)
+    paths.check(workdir)
     new, path = runs.to_dict(config), workdir / "config.json"
     if path.exists():
         # Resolved, so that keys which are newer than the run have their defaults.
@@ -196,7 +198,7 @@ def start_from(path: str, state):
     return state.replace(params=params, ema={name: jax.tree.map(lambda x: x.copy(), params[name]) for name in state.ema})
 
 
-def describe(run: Run, config: RunConfig, state, workdir: pathlib.Path, started: float, start: int) -> None:
+def describe(run: Run, config: RunConfig, state, workdir: paths.Path, started: float, start: int) -> None:
     """Says what is about to run, and writes run.json and the table of parameters."""
     info = run.train_source.info
     counts = {name: sum(x.size for x in jax.tree.leaves(p)) for name, p in state.params.items()}
@@ -206,7 +208,7 @@ def describe(run: Run, config: RunConfig, state, workdir: pathlib.Path, started:
     for note in run.task.notes():
         logging.info("%s", note)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(workdir)
         run.task.write_companions(workdir)
         (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
         runs.write_json(workdir / "config.json", runs.to_dict(config))
@@ -233,7 +235,7 @@ class NonfiniteGuard:
     It looks at a step's outcome one step later, when the device is already at work on the next.
     """
 
-    def __init__(self, limit: int, workdir: pathlib.Path) -> None:
+    def __init__(self, limit: int, workdir: paths.Path) -> None:
         self._limit, self._workdir, self._streak, self._last = limit, workdir, 0, None
 
     def watch(self, step: int, metrics, batch) -> None:
@@ -246,7 +248,8 @@ class NonfiniteGuard:
         if self._streak == 1:
             file = self._workdir / f"nonfinite_{last[0]:08d}_process{jax.process_index()}.npz"
             arrays = {k: np.concatenate([np.asarray(s.data) for s in v.addressable_shards]) for k, v in last[2].items()}
-            np.savez(file, **arrays)
+            with paths.beside(file) as whole:
+                np.savez(whole, **arrays)
             logging.warning("step %d had a loss or gradient that is not finite and was skipped; its batch is in %s", last[0], file)
         if self._streak >= self._limit:
             raise FloatingPointError(f"{self._streak} steps in a row had a loss or gradient that is not finite; the first such batch is in "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
 from vimlab.data.base import SourceInfo
 from vimlab.parallel.mesh import MeshConfig, make_mesh
+from vimlab.paths import Path
 from vimlab.run import dtype_of, read_config, restore_weights
 from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.generator_task import GeneratorTask
@@ -30,7 +30,7 @@ class Trained:
       step: of the checkpoint, whose checksums hold.
     """
 
-    workdir: pathlib.Path
+    workdir: Path
     config: GeneratorRun
     task: GeneratorTask
     mesh: Mesh
@@ -45,7 +45,7 @@ class Trained:
         return {name: functools.partial(jax.jit(fn), state, frozen) for name, fn in self.task.predict_fns().items()}
 
 
-def open_trained(workdir: pathlib.Path, step: int | None = None) -> Trained:
+def open_trained(workdir: Path, step: int | None = None) -> Trained:
     """The generator of a workdir; of the newest good step if none is given.
 
     Raises:

@@ -8,7 +8,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from vimlab.config import ConfigError, UserError
+from vimlab.paths import beside, place
 
 # What reading a damaged archive raises.
 DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -23,22 +23,6 @@ DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.
 
 class ArchiveError(UserError):
     """A file that is absent, damaged, or holds something else; the message names it."""
-
-
-@contextlib.contextmanager
-def beside(path: str | os.PathLike) -> Iterator[io.BufferedIOBase]:
-    """A file to write that takes its place when it is whole, and leaves nothing where writing fails."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_images(
@@ -91,7 +75,7 @@ class ImageArchive:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = place(path)
         with self._open() as (_, shape):
             self.shape = shape
 
@@ -109,7 +93,7 @@ class ImageArchive:
         if not self.path.is_file():
             raise ArchiveError(f"the image archive {str(self.path)!r} does not exist")
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 if "arr_0.npy" not in archive.namelist():
                     raise ArchiveError(f"{self.path} holds {archive.namelist()} and no images, which would be named arr_0")
                 with archive.open("arr_0.npy") as entry:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from vimlab import paths
 from vimlab.config import ConfigError, flatten
 from vimlab.evals import page, workdir
 from vimlab.evals.wording import name_of
@@ -26,7 +26,7 @@ class Column:
 
     title: str
     results: dict[str, dict[str, Any]]
-    pictures: dict[str, pathlib.Path]
+    pictures: dict[str, paths.Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Table:
 
 def read(place: str) -> Column:
     """A column from `WORKDIR`, `WORKDIR@STEP` or one result file. Raises ConfigError where there is no result."""
-    path, _, step = place.rpartition("@") if not pathlib.Path(place).exists() and "@" in place else (place, "", "")
-    path = pathlib.Path(path)
+    paths.check(paths.place(place), "the place")
+    path, _, step = place.rpartition("@") if not paths.place(place).exists() and "@" in place else (place, "", "")
+    path = paths.place(path)
     if path.is_file():
         record = _record(path)
         return Column(path.stem, {record["protocol"].get("evaluator", path.stem): record}, {})
@@ -67,7 +68,7 @@ def read(place: str) -> Column:
     return Column(run.name + (f" @{step}" if step else ""), results, {name: files[0] for name, files in shown.items() if files})
 
 
-def _record(path: pathlib.Path) -> dict[str, Any]:
+def _record(path: paths.Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         record["protocol"], record["metrics"]

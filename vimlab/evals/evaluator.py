@@ -5,8 +5,6 @@ import datetime
 import json
 import math
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vimlab
-from vimlab import pictures
+from vimlab import paths, pictures
 from vimlab.config import ConfigError, Duration
 from vimlab.data.base import Source, SourceInfo
 from vimlab.sampling.sampler import to_host
@@ -61,7 +59,7 @@ class Subject:
     guided: bool = False
     ways: int = 1
     training: Callable[[int], tuple[SourceInfo, Iterator[Mapping[str, Any]]]] | None = None
-    folder: pathlib.Path | None = None
+    folder: paths.Path | None = None
 
     def predict(self, name: str) -> Callable[..., jax.Array]:
         """The predict function of that name. Raises ConfigError where the task has none."""
@@ -142,7 +140,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], subject: Subject, workdir: str
       ConfigError: the protocol lacks one of PROTOCOL_KEYS, the set is empty, or the task cannot do what is asked.
     """
     check_protocol(subject.protocol)
-    workdir, figures = pathlib.Path(workdir), {}
+    workdir, figures = paths.place(workdir), {}
     subject = dataclasses.replace(subject, folder=workdir / "evals" / KEPT)
     for name, evaluator in evaluators.items():
         result = evaluator.run(subject)
@@ -157,7 +155,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], subject: Subject, workdir: str
 def _forget_other_steps(subject: Subject) -> None:
     for folder in subject.folder.glob("step_*"):
         if folder.name != f"step_{subject.step:08d}":
-            shutil.rmtree(folder, ignore_errors=True)
+            paths.delete_folder(folder)
 
 
 def check_protocol(protocol: Mapping[str, Any]) -> None:
@@ -166,7 +164,7 @@ def check_protocol(protocol: Mapping[str, Any]) -> None:
         raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
 
 
-def write_result(workdir: pathlib.Path, name: str, step: int, protocol: Mapping[str, Any], result: Result) -> pathlib.Path:
+def write_result(workdir: paths.Path, name: str, step: int, protocol: Mapping[str, Any], result: Result) -> paths.Path:
     """Writes `evals/{name}_{step}.json` and the pictures of one result. Returns the former's path."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     known = {"evaluator": name, "step": step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from vimlab import pictures
 from vimlab.evals import page
 from vimlab.evals.prompt_folders import Entry, square
+from vimlab.paths import Path
 
 PAGE, GRIDS = "gallery.html", "grids"
 PAGE_BYTES = 20_000_000  # What still goes by mail, or opens at once; a larger page links to the files instead.
@@ -35,13 +35,13 @@ class Gallery:
       protocol: how the pictures came about.
     """
 
-    folder: pathlib.Path
+    folder: Path
     title: str
     facts: Sequence[str]
     entries: Sequence[Entry]
     protocol: Mapping[str, Any]
 
-    def write(self) -> list[pathlib.Path]:
+    def write(self) -> list[Path]:
         """Writes the page and the grids, in this order."""
         kinds = {"Category": self._groups("category"), "Challenge": self._groups("challenge")}
         kinds = {kind: groups for kind, groups in kinds.items() if groups}
@@ -88,7 +88,7 @@ class Gallery:
         head = f'<h2>{page.escape(name)} <span class="count">{len(entries):,}</span></h2>' if name else ""
         return f'<section>{head}<div class="wall">{figures}</div></section>\n'
 
-    def _write_grids(self, groups: Mapping[str, Sequence[Entry]]) -> list[pathlib.Path]:
+    def _write_grids(self, groups: Mapping[str, Sequence[Entry]]) -> list[Path]:
         written = []
         for name, entries in groups.items():
             tiles = np.stack([square(np.stack([_small(self.folder / file, WIDTH) for file in e.files])) for e in entries])
@@ -99,7 +99,7 @@ class Gallery:
         return written
 
 
-def _figure(entry: Entry, sources: Mapping[str, str], folder: pathlib.Path) -> str:
+def _figure(entry: Entry, sources: Mapping[str, str], folder: Path) -> str:
     """One prompt with its pictures."""
     prompt, shots = entry.prompt, ""
     for file, seed in zip(entry.files, entry.seeds, strict=True):
@@ -118,24 +118,24 @@ def _figure(entry: Entry, sources: Mapping[str, str], folder: pathlib.Path) -> s
     )
 
 
-def _size(file: pathlib.Path) -> tuple[int, int]:
+def _size(file: Path) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(file.read_bytes())) as image:
         return image.size
 
 
-def _small(file: pathlib.Path, width: int) -> np.ndarray:
+def _small(file: Path, width: int) -> np.ndarray:
     """uint8[h,w,3] of a file, at most `width` wide and high."""
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(file.read_bytes())) as image:
         image = image.convert("RGB")
         image.thumbnail((width, width), Image.Resampling.LANCZOS)
         return np.asarray(image)
 
 
-def _data(file: pathlib.Path) -> str:
+def _data(file: Path) -> str:
     """A file as a URI that holds it: as it is where it is small, else as a JPEG of WIDTH pixels."""
     from PIL import Image
 

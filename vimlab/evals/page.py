@@ -4,9 +4,10 @@ import base64
 import hashlib
 import html
 import io
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from vimlab.paths import Path
 
 PICTURE_WIDTH, PICTURE_BYTES = 1600, 400_000  # Beyond these a picture is reduced.
 STYLE = """
@@ -140,7 +141,7 @@ def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> st
     return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def picture(lead: str, title: str, file: pathlib.Path) -> str:
+def picture(lead: str, title: str, file: Path) -> str:
     """A picture file within the page under a caption; one that is large is reduced, and says so."""
     from PIL import Image
 

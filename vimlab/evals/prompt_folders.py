@@ -10,7 +10,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from vimlab import pictures
 from vimlab.config import ConfigError
 from vimlab.data.prompts import Prompt
+from vimlab.paths import Path
 
 LAYOUTS = ("gallery", "geneval", "dpg", "flat")
 RECORD = "prompts.json"
@@ -61,7 +61,7 @@ def files_of(layout: str, row: int, prompt: Prompt, num: int) -> tuple[str, ...]
     return tuple(f"{'pictures/' if layout == 'gallery' else ''}{row:05d}_{n:02d}.png" for n in range(num))
 
 
-def write_texts(folder: pathlib.Path, layout: str, entries: Sequence[Entry]) -> None:
+def write_texts(folder: Path, layout: str, entries: Sequence[Entry]) -> None:
     """What a layout has beside its pictures."""
     if layout == "geneval":
         for entry in entries:

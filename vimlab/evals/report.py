@@ -3,14 +3,13 @@
 import datetime
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import vimlab
-from vimlab import pictures
+from vimlab import paths, pictures
 from vimlab.config import flatten
 from vimlab.evals import EVALUATORS, charts, page, svg, workdir
 from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
@@ -20,7 +19,7 @@ LONGEST_VALUE = 400
 DRAWN = ("prompts", "samples", "drawn", "neighbours", "alignment", "clip_score")  # Pictures of the model's own making: what people look at first.
 
 
-def write_report(directory: str | os.PathLike) -> pathlib.Path:
+def write_report(directory: str | os.PathLike) -> paths.Path:
     """Writes `report.html` into a workdir from whatever the run has left there so far.
 
     Returns:
@@ -31,7 +30,7 @@ def write_report(directory: str | os.PathLike) -> pathlib.Path:
     """
     run = workdir.read(directory)
     body = "\n".join(filter(None, (part(run) for part in SECTIONS)))
-    path = pathlib.Path(directory) / "report.html"
+    path = paths.place(directory) / "report.html"
     pictures.write_whole(path, page.page(f"{run.name} · vimlab", body).encode())
     return path
 
@@ -222,7 +221,7 @@ def _pictures(run: workdir.Run, names: Sequence[str]) -> str:
     return f'<div class="pictures">{"".join(parts)}</div>' if parts else ""
 
 
-def _picture(title: str, step: int, file: pathlib.Path) -> str:
+def _picture(title: str, step: int, file: paths.Path) -> str:
     return page.picture(f"Step {step:,}", title, file)
 
 

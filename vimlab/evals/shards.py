@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,8 +13,7 @@ from absl import logging
 
 from vimlab.config import ConfigError
 from vimlab.data.shards import Progress
-from vimlab.evals.archives import beside
-from vimlab.pictures import write_whole
+from vimlab.paths import Path, beside, place, write_whole
 
 SIZE = 1024  # Images in a shard: whatever the batch, so that shards of one batch size go on under another.
 Arrays = dict[str, np.ndarray]
@@ -40,14 +38,13 @@ class Shards:
     ) -> None:
         self.request = {**request, "count": count, "shard": SIZE}
         text = json.dumps(self.request, sort_keys=True, allow_nan=False)
-        self.path = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.path = place(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.count, self._make = count, make
         self._bounds = [(start, min(start + SIZE, count)) for start in range(0, count, SIZE)]
         self._say(text)
 
     def _say(self, text: str) -> None:
         if jax.process_index() == 0 and not (self.path / "request.json").exists():
-            self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "request.json", text.encode())
 
     def __iter__(self) -> Iterator[Arrays]:
@@ -73,7 +70,7 @@ class Shards:
         """Images that are still to be made."""
         return sum(stop - start for i, (start, stop) in enumerate(self._bounds) if not self._file(i).exists())
 
-    def _file(self, index: int) -> pathlib.Path:
+    def _file(self, index: int) -> Path:
         return self.path / f"{index:05d}.npz"
 
     def _read(self, index: int, count: int) -> Arrays | None:
@@ -81,7 +78,7 @@ class Shards:
         arrays = None
         if self._file(index).exists():
             try:
-                with np.load(self._file(index)) as file:
+                with self._file(index).open("rb") as stored, np.load(stored) as file:
                     arrays = {name: file[name] for name in file.files}
                 if any(len(x) != count for x in arrays.values()):
                     arrays = None

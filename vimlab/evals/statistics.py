@@ -7,15 +7,15 @@ pytorch-fid and guided-diffusion read and write, so that each can read the other
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vimlab.config import ConfigError, UserError
-from vimlab.evals.archives import DAMAGE, beside
+from vimlab.evals.archives import DAMAGE
 from vimlab.evals.frechet import Gaussian
+from vimlab.paths import beside, check, fetched, place
 
 # What a set stands for decides how its images are prepared; figures against the statistics of the other purpose mean nothing.
 PURPOSES = ("generation", "reconstruction")
@@ -123,10 +123,11 @@ def read_outside(path: str | os.PathLike) -> tuple[Gaussian, Gaussian | None]:
 
 def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays but images, which a reference batch may hold by gigabytes."""
-    if not pathlib.Path(path).is_file():
+    check(place(path), "the statistics file")
+    if not place(path).is_file():
         raise StatisticsError(f"the statistics file {str(path)!r} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(fetched(place(path)), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if not name.startswith("arr_")}
     except (*DAMAGE, TypeError) as error:  # A bare array cannot be closed.
         raise StatisticsError(f"{path} is damaged or no .npz file ({error}); make it anew or fetch it again") from error

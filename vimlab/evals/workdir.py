@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
 import shlex
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vimlab.config import ConfigError
+from vimlab.paths import Path, place, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Run:
       pictures: picture name → (step, file), oldest first.
     """
 
-    workdir: pathlib.Path
+    workdir: Path
     config: dict[str, Any]
     info: dict[str, Any]
     series: dict[str, tuple[np.ndarray, np.ndarray]]
     events: list[dict[str, Any]]
     results: dict[str, list[dict[str, Any]]]
-    pictures: dict[str, list[tuple[int, pathlib.Path]]]
+    pictures: dict[str, list[tuple[int, Path]]]
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class Run:
         words = shlex.split(command) if isinstance(command, str) else [str(w) for w in command]
         match = re.search(r"--config[= ](\S+)", " ".join(words))
         if not match:
-            return self.workdir.resolve().name
+            return resolved(self.workdir).name
         file, _, argument = match[1].partition(":")
         # Where things lie is no part of a name.
         chosen = ",".join(word for word in argument.split(",") if "/" not in word)
@@ -65,7 +65,7 @@ class Run:
 
 def read(workdir: str | os.PathLike) -> Run:
     """Reads a workdir. Raises ConfigError where it holds nothing of a run."""
-    workdir = pathlib.Path(workdir)
+    workdir = place(workdir)
     series: dict[str, dict[float, float]] = {}
     events: list[dict[str, Any]] = []
     for name in ("metrics", "performance"):
@@ -92,11 +92,11 @@ def read(workdir: str | os.PathLike) -> Run:
     return run
 
 
-def _json(file: pathlib.Path) -> dict[str, Any]:
+def _json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _add_log(file: pathlib.Path, series: dict[str, dict[float, float]], events: list[dict[str, Any]]) -> None:
+def _add_log(file: Path, series: dict[str, dict[float, float]], events: list[dict[str, Any]]) -> None:
     """Values by name and step (a step logged again after a resume counts as logged last) and the rows with an event."""
     for line in file.read_text().splitlines() if file.is_file() else ():
         try:
@@ -160,14 +160,14 @@ def _arrays(values: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps, float), np.array([values[s] for s in steps], float)
 
 
-def _asked_for(folder: pathlib.Path) -> dict[str, list[tuple[int, pathlib.Path]]]:
+def _asked_for(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     """The grid that `vimlab sample` left, under the name "prompts"."""
     record = _json(folder / "samples.json")
     return {"prompts": [(record["request"]["step"], folder / "grid.png")]} if record else {}
 
 
-def _by_step(folder: pathlib.Path, extension: str) -> dict[str, list[tuple[int, pathlib.Path]]]:
-    found: dict[str, list[tuple[int, pathlib.Path]]] = {}
+def _by_step(folder: Path, extension: str) -> dict[str, list[tuple[int, Path]]]:
+    found: dict[str, list[tuple[int, Path]]] = {}
     for file in sorted(folder.glob(f"*.{extension}")):
         if match := re.fullmatch(r"([^.].*)_(\d{8,})", file.stem):
             found.setdefault(match[1], []).append((int(match[2]), file))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from vimlab import pictures
 from vimlab.config import ConfigError, diff
+from vimlab.paths import Path
 from vimlab.sampling.rerank import best
 from vimlab.sampling.sampler import Drawn
 
@@ -30,7 +30,7 @@ class Album:
       seed: of the first image.
     """
 
-    folder: pathlib.Path
+    folder: Path
     request: dict[str, Any]
     captions: Sequence[str]
     num: int
@@ -80,7 +80,7 @@ class Album:
         return [e | {"log_prob": s, "ids": ids.tolist()} for e, s, ids in zip(entries, sums, drawn.ids, strict=True)]
 
 
-def claim(folder: pathlib.Path, record: str, request: dict[str, Any], files: Sequence[str]) -> None:
+def claim(folder: Path, record: str, request: dict[str, Any], files: Sequence[str]) -> None:
     """Raises ConfigError where a folder may not hold the `files` of a request, for its `record` names another one, or is missing."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is not a folder; choose another")

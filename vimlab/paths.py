@@ -78,6 +78,7 @@ def check(path: Path, flag: str = "--workdir") -> None:
     if not folder:
         raise ConfigError(f"{flag} {path} names a whole bucket; give a folder in it, as in {path}/run")
     try:
+        # Listing is the least that every role that can read the run allows.
         _store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
     except FileNotFoundError:
         raise ConfigError(f"{flag} {path}: there is no bucket {bucket!r}; make it with gcloud storage buckets create, or correct its name") from None
@@ -87,7 +88,7 @@ def check(path: Path, flag: str = "--workdir") -> None:
                           "you may read and write there") from error
 
 
-def refuse_bucket(path: Path, flag: str, why: str) -> None:
+def refuse_bucket(path: str | os.PathLike, flag: str, why: str) -> None:
     """Raises ConfigError where a path is in a bucket. why: a clause that says why this cannot be, and what to do."""
     if is_bucket(path):
         raise ConfigError(f"{flag} {path} is in a bucket, but {why}")

@@ -100,6 +100,8 @@ class Run:
         self.mesh = make_mesh(config.mesh)
         if training:
             check_batch(self.mesh, config.batch_size)
+        if config.data.tokens:
+            paths.refuse_bucket(config.data.tokens, "config.data.tokens", "token caches are read from folders of this machine; copy it to each host")
         self.train_source, self.eval_source = open_train_eval(config.data)
         self.total_steps = 0
         self.total_steps = self.to_steps(config.duration)

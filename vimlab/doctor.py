@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from vimlab.parallel import cluster
+
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
           "absl-py", "pillow", "tensorboardX")
 OPTIONAL = {
@@ -26,7 +28,17 @@ def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
     parser.add_argument("--workdir", default=".", help="folder, or gs:// folder of a bucket, to test writing in")
+    cluster.add_flags(parser)
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("jax") is None or cluster.find(args) is None:
+        return _examine(args)
+    from vimlab.parallel import multihost
+
+    with multihost.joined(args):
+        return _examine(args)
+
+
+def _examine(args: argparse.Namespace) -> int:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
         ("packages", packages),

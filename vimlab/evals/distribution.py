@@ -5,6 +5,7 @@ Generated pictures are compared as their protocol says; reconstructions with the
 carries its network's name.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -121,8 +122,13 @@ class Generated(Drawing):
 
     def export(self, found: Features) -> None:
         """Writes all pictures, where that was asked for."""
-        if self.pictures is not None:
-            write_images(self.pictures, (shard["image"] for shard in found.shards), count=found.shards.count)
+        if self.pictures is None:
+            return
+        images = (shard["image"] for shard in found.shards)
+        if jax.process_index() == 0:
+            write_images(self.pictures, images, count=found.shards.count)
+        else:
+            collections.deque(images, maxlen=0)  # The first process reads each shard for all.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ class Drawing:
         # As few rows as the devices allow: a batch for the whole set may be many times what is drawn.
         rows = min(batch, -(-count // subject.ways) * subject.ways)
         bind = lambda fn: lambda *args: fn(subject.state, *args)
-        return Sampler(bind(sample), bind(decode), rows), settings
+        return Sampler(bind(sample), bind(decode), rows, ways=subject.ways), settings
 
     def protocol(self, subject: Subject, prompts: Prompts) -> dict[str, Any]:
         """What fixes the draws, but for guidance."""

@@ -11,28 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimlab.config import ConfigError
+from vimlab.evals.devices import spread
 from vimlab.evals.evaluator import Subject, rows_of, to_host
 from vimlab.evals.extractors import Extractor
 from vimlab.evals.frechet import Moments
 from vimlab.evals.shards import Arrays, Shards
-from vimlab.sampling.sampler import batches
-
-ROWS = 64  # Pictures in one call of an extractor, whatever the batch: XLA's sums depend on the shape in their last bits.
 
 
 def featurise(extractor: Extractor, images: np.ndarray) -> Arrays:
     """All that an extractor gives of pictures uint8[M,H,W,3], f32[M,…] by name."""
-    weights = jax.device_put(extractor.weights)
-    parts = []
-    for count, (rows,) in batches(ROWS, images):
-        found = _apply(extractor.apply, weights, rows)
-        parts.append({name: to_host(x)[:count] for name, x in found.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(apply: Callable, weights: Any, images: jax.Array) -> dict[str, jax.Array]:
-    return {name: x.astype(jnp.float32) for name, x in apply(weights, images.astype(jnp.float32) / 255).items()}
+    return spread(extractor.apply, extractor.weights, images)
 
 
 class Pass:

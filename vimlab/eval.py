@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 from absl import logging
 
 from vimlab import config as configs
@@ -17,6 +18,7 @@ from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
 from vimlab.evals import EVALUATORS, evaluate, suited
+from vimlab.evals.devices import from_first
 from vimlab.evals.report import write_report
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.run import Run
@@ -55,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     names = [n for n in args.evals.split(",") if n]
     config.evals.named(names)  # An unknown name is an error before any data is opened.
     # A checkpoint of any mesh is evaluated on all devices of this machine.
-    run = Run(dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir), training=False)
+    config = dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir)
+    run = Run(config, training=False, trained_on=runs.trained_on(args.workdir))
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
         for step in _steps(args, run, checkpoints):
             _evaluate(run, checkpoints, step, names, args)
@@ -63,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(run: Run, checkpoints: Checkpointer, step: int | None, names: Sequence[str], args: argparse.Namespace) -> None:
-    state, _ = runs.restore_weights(checkpoints, run.task, run.shardings, step)
+    state, meta = runs.restore_weights(checkpoints, run.task, run.shardings, step)
+    runs.check_identity(run.task, meta, args.workdir)
     logging.info("evaluating step %d on %d images", state.step, len(run.eval_source or ()))
     subject = run.subject(state, state.step, args.batch_size)
     figures = evaluate(run.config.evals.named(names or suited(subject)), subject, args.workdir)
@@ -97,12 +101,18 @@ def _appearing(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) ->
     """Checkpoints as they are committed, the newest where several appeared meanwhile; ends after the last step's."""
     last = None
     while last is None or last < run.total_steps:
-        newest = checkpoints.latest()
+        newest = _agreed(checkpoints.latest())
         if newest is not None and newest != last:
             last = newest
             yield newest
         else:
             time.sleep(WATCH_SECONDS)
+
+
+def _agreed(step: int | None) -> int | None:
+    """What the first process saw: another may look a moment later."""
+    found = from_first({"step": np.array([] if step is None else [step])})["step"]
+    return int(found[0]) if len(found) else None
 
 
 def _best(workdir: pathlib.Path, figure: str, steps: Sequence[int]) -> int:

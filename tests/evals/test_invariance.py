@@ -51,8 +51,7 @@ def ways(tmp_path_factory):
     root = tmp_path_factory.mktemp("ways")
     given = {"tokenizer": fresh_tokenizer(root / "tokenizer"), "clip": root, "classifier": root / "classifier"}
     small_clip.write(root)
-    weights = trained_features.fresh(10, 0)
-    trained_features.write(root / "classifier", weights | {"head.w": 30 * weights["head.w"]}, {})
+    trained_features.write(root / "classifier", trained_features.fresh(10, 0), {})
     place = lambda name: {"workdir": root / name, "out": root / f"{name}.json"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
@@ -80,7 +79,7 @@ def test_figures_are_the_same(ways):
     assert {name.split("/")[1] for name in expected} == {
         "fid", "inception_score", "rfid", "reconstruction", "codebook", "token_language", "likelihood", "samples", "alignment", "clip_score", "probe",
     }  # fmt: skip
-    assert 0 < expected["eval/rfid/rprecision_trained_conv_v1"] < 1 and expected["eval/inception_score/inception_score_trained_conv_v1"] > 1.01
+    assert 0 < expected["eval/rfid/rprecision_trained_conv_v1"] < 1
     for name, devices, processes in (("eight devices", 8, 1), ("two processes", 8, 2)):
         record = found[name][1]
         assert (record["devices"], record["processes"]) == (devices, processes) and record["figures"].keys() == expected.keys()

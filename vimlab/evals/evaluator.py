@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import functools
+import hashlib
 import json
 import math
 import os
@@ -166,10 +168,19 @@ def check_protocol(protocol: Mapping[str, Any]) -> None:
         raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
 
 
+@functools.cache
+def code_digest() -> str:
+    """Twelve hexadecimal digits that change with any source file of this package: the version of code that has no release yet."""
+    digest, root = hashlib.sha256(), pathlib.Path(vimlab.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def write_result(workdir: pathlib.Path, name: str, step: int, protocol: Mapping[str, Any], result: Result) -> pathlib.Path:
     """Writes `evals/{name}_{step}.json` and the pictures of one result. Returns the former's path."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    known = {"evaluator": name, "step": step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}
+    known = {"evaluator": name, "step": step, "version": vimlab.__version__, "code": code_digest(), "jax": jax.__version__, "date": date}
     finite = {k: v if math.isfinite(v) else None for k, v in result.metrics.items()}
     record = {"protocol": {**protocol, **result.protocol, **known}, "metrics": finite, "arrays": result.arrays}
     path = workdir / "evals" / f"{name}_{step:08d}.json"

@@ -57,9 +57,8 @@ def write(path: str, purpose: str, reference: Reference, extractor: Extractor) -
     """Writes its statistics for this purpose, on the first process alone."""
     if jax.process_index() > 0:
         return
-    count = reference.facts.get("count", 0)
-    rows = reference.rows if reference.rows is not None and len(reference.rows) == count else None
+    count = reference.facts["count"]
     statistics.write(path, statistics.Statistics(
         purpose=purpose, protocol=reference.facts, extractor=extractor.name, identity=extractor.identity, count=count,
-        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=rows,
+        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=reference.rows,
     ))  # fmt: skip

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--best", default="", metavar="FIGURE", help="EVALUATOR/FIGURE that --step best goes by, -EVALUATOR/FIGURE where less "
                         f"is better (for tokenizers {BEST['tokenizer']}, for generators {BEST['generator']})")
     parser.add_argument("--watch", action="store_true", help="evaluate each checkpoint as it appears, until that of the last step")
-    parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure beyond rounding")
+    parser.add_argument("--batch-size", default=None, type=int, help="pictures drawn at a time (as many as training reads)")
     args = parser.parse_args(argv)
 
     config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)

@@ -32,6 +32,7 @@ from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
 from vimlab.parallel.rules import batch_sharding
 from vimlab.pictures import write_whole
+from vimlab.sampling.sampler import GROUP
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.generator_task import GeneratorTask
@@ -175,20 +176,21 @@ class Run:
         return {name: bind(jax.jit(fn)) for name, fn in self.task.predict_fns().items()}
 
     def subject(self, state: Any, step: int, batch_size: int | None = None) -> Subject:
-        """The state as evaluators look at it. Raises ConfigError where the config names no evaluation data."""
+        """The state as evaluators look at it, which draw about `batch_size` pictures at a time, by default as many as training reads. Raises ConfigError where the config names no evaluation data."""
         if self.eval_source is None:
             raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
                               "to a number of images to keep out of training")
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = batch_size or self.config.batch_size
-        batch_size = -(-min(batch_size, len(self.eval_source)) // ways) * ways  # Whole rows on every device.
+        batch_size = -(-(batch_size or self.config.batch_size) // ways) * ways  # Whole rows on every device.
+        # Each device always looks at as many rows at a time: sums depend on the shape in their last bits, and with them, now and then, a code.
+        rows = GROUP * ways
 
         def training(count: int):
             # Pixels, also of a run on cached tokens; spread over the set, which may be sorted by class.
             source, _ = open_train_eval(dataclasses.replace(self.config.data, tokens=None))
             if count < len(source):
                 source = Subset(source, held_out(len(source), count), f" {count} spread evenly")
-            return source.info, self._passes(source, batch_size)()
+            return source.info, self._passes(source, rows)()
 
         info = self.eval_source.info
         protocol = {
@@ -203,8 +205,8 @@ class Run:
             "command": shlex.join(["vimlab", *sys.argv[1:]]),
         }
         told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
-        return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, batch_size), spec=self.task.spec,
-                       protocol=protocol, step=step, source=self.eval_source, ways=ways, training=training, **told)
+        return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, rows), spec=self.task.spec,
+                       protocol=protocol, step=step, source=self.eval_source, ways=ways, batch=batch_size, training=training, **told)
 
     def _passes(self, source: Source, batch_size: int) -> Callable[[], Iterator[dict[str, jax.Array]]]:
         """Starts passes over a source under evaluation's crop, in global batches."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax.numpy as jnp
 import made_up
@@ -12,9 +11,10 @@ import pytest
 from vimlab import pictures
 from vimlab.config import ConfigError, UserError, resolve
 from vimlab.evals import EvalsConfig, evaluate, neighbours, protocols, shards
-from vimlab.evals.distribution import Fid, InceptionScore, Rfid, _terms, compare
+from vimlab.evals.compared import compare, terms_of
+from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.extractors import Random, Trained
-from vimlab.evals.features import Pass
+from vimlab.evals.features import Features, Pass
 from vimlab.evals.frechet import Moments, frechet_distance
 from vimlab.evals.kernel_distance import kernel_distance
 from vimlab.evals.random_features import apply as random_features
@@ -87,19 +87,18 @@ def test_pictures_unlike_any_real_one_are_shown(tmp_path):
     np.testing.assert_array_equal(result.pictures["drawn_unlike"], pictures.captioned(np.stack(images), labels, columns=8))
 
 
-def test_a_kernel_distance_of_small_sets_says_so():
+def test_a_kernel_distance_of_small_sets_says_so(tmp_path):
     """1,000 of each are the published subsets; of fewer there are none."""
-    rows = np.random.default_rng(0).standard_normal((1002, 3), np.float32)
-    found = {}
+    rows, extractor, found = np.random.default_rng(0).standard_normal((1002, 3), np.float32), RANDOM.open(), {}
+    make = lambda first, last: {"features": 1.1 * rows[first:last], "real": np.ones(last - first, bool)}
     for count in (1002, 40):
-        sets = [types.SimpleNamespace(moments=dict, count=count, array=lambda name, most, x=x[:count]: x) for x in (rows, 1.1 * rows)]
-        reference = Reference({}, sets[1].array("features", None), {"count": count})
-        found |= compare(sets[0], reference, RANDOM.open())
-    assert {name for name in found if "kid" in name} == {
-        f"{kid}_{NAME}{end}" for kid in ("kid", "kid_subsets_of_20") for end in ("", "_std")
-    }  # fmt: skip
-    assert found[f"kid_{NAME}"] == kernel_distance(rows, 1.1 * rows, subset_size=1000)[0]
-    assert "half of the smaller set, which has no subsets of the published 1,000" in _terms(sets[0], reference, RANDOM.open())["kid"]
+        reference = Reference({}, rows[:count], {"count": count})
+        drawn = Features(Shards(tmp_path, {}, count, make), extractor)
+        found |= compare(drawn, reference, extractor)
+    names = ("kid", "kid_std", "kid_subsets_of_20", "kid_std_subsets_of_20")
+    assert {name for name in found if "kid" in name} == {f"{name}_{NAME}" for name in names}
+    assert found[f"kid_{NAME}"] == kernel_distance(np.float32(1.1 * rows), rows, subset_size=1000)[0]
+    assert "half of the smaller set, which has no subsets of the published 1,000" in terms_of(drawn, reference, extractor)["kid"]
 
 
 def test_dropped_classes_cost_recall(tmp_path):

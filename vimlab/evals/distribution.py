@@ -17,76 +17,16 @@ from vimlab import pictures
 from vimlab.config import ConfigError, Duration
 from vimlab.evals import features, neighbours, protocols
 from vimlab.evals.archives import write_images
+from vimlab.evals.compared import check_sets, compare, suffix_of, terms_of
 from vimlab.evals.drawing import Drawing
 from vimlab.evals.evaluator import Result, Subject
 from vimlab.evals.extractors import Extractor, ExtractorConfig, Inception
 from vimlab.evals.features import Features
-from vimlab.evals.frechet import frechet_distance
 from vimlab.evals.inception_score import check_count, inception_score
-from vimlab.evals.kernel_distance import kernel_distance
-from vimlab.evals.manifold import manifold_metrics
 from vimlab.evals.plan import conditions_of
 from vimlab.evals.reference import PAIRWISE, Reference, of_eval_set, of_file, write
 
-SUBSET = 1000  # Pictures in a subset of the kernel distance, as published (Binkowski et al., 2018, and torch-fidelity's default).
-LEAST = 6  # Pictures that precision, recall, density and coverage need, with up to five neighbours.
 SHOWN, UNLIKE = 16, 8
-
-
-def compare(found: Features, reference: Reference, extractor: Extractor) -> dict[str, float]:
-    """Every figure; those that need rows of the reference only where it has them. Raises ConfigError where the sets are too small for one."""
-    moments, suffix = found.moments(), _suffix(extractor)
-    if found.count < 2:
-        raise ConfigError(f"a Fréchet distance needs at least 2 pictures, but only {found.count} could be had")
-    titles = {"features": "fid", "spatial": "sfid"} if extractor.is_fid else {"features": "frechet" + suffix, "spatial": "spatial_frechet" + suffix}
-    figures = {
-        titles[name]: frechet_distance(moments[name], gaussian) for name, gaussian in reference.gaussians.items() if name in moments
-    }
-    if reference.rows is not None:
-        rows = found.array("features", PAIRWISE)
-        figures |= {name + suffix: value for name, value in manifold_metrics(rows, reference.rows).items()}
-        size = _subset(len(rows), len(reference.rows))
-        # Other subsets have another spread, and of few pictures another mean by chance: no figure to hold against published ones.
-        kid = ("kid" if size == SUBSET else f"kid_subsets_of_{size}") + suffix
-        figures[kid], figures[kid + "_std"] = kernel_distance(rows, reference.rows, subset_size=size)
-    return figures
-
-
-def _subset(*counts: int) -> int:
-    """Pictures in a subset of the kernel distance: 1,000 as published; of a smaller set half of it, so that subsets differ."""
-    return SUBSET if min(counts) >= SUBSET else min(counts) // 2
-
-
-def _suffix(extractor: Extractor) -> str:
-    return "" if extractor.is_fid else "_" + extractor.name.replace("-", "_")
-
-
-def _terms(found: Features, reference: Reference, extractor: Extractor) -> dict[str, Any]:
-    """What fixes these figures, for their protocol."""
-    terms = {
-        "extractor": extractor.name,
-        "extractor_identity": extractor.identity,
-        "reference": dict(reference.facts),
-        "rounding": "uint8",
-        "covariance": "divided by count - 1",
-    }
-    if reference.rows is not None:
-        size = _subset(min(found.count, PAIRWISE), len(reference.rows))
-        small = f", half of the smaller set, which has no subsets of the published {SUBSET:,}" if size != SUBSET else ""
-        terms |= {
-            "kid": f"unbiased, cubic kernel, mean over 100 pairs of subsets of {size:,}{small}",
-            "precision": f"improved precision and recall with 3 neighbours, density and coverage with 5, of at most {PAIRWISE:,} pictures of each set",
-        }
-    return terms
-
-
-def _check(name: str, count: int, reference: Reference, write_to: str | None) -> None:
-    """Raises ConfigError where precision and its kin cannot be had, or the reference not be written, before anything is drawn."""
-    if write_to and "count" not in reference.facts:
-        raise ConfigError(f"evals.{name}.write_reference cannot write {reference.facts['file']}, which does not say what it is of; leave it out")
-    if reference.rows is not None and min(count, len(reference.rows)) < LEAST:
-        raise ConfigError(f"evals.{name} compares {count} pictures with {len(reference.rows)}, but precision, recall, density and coverage need at "
-                          f"least {LEAST} of each; give more")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +112,7 @@ class Fid(Generated):
             if self.reference in ("eval", "train")
             else of_file(self.reference, subject, extractor, "generation")
         )
-        _check(self.NAME, count, reference, self.write_reference)
+        check_sets(self.NAME, count, reference, self.write_reference)
         found, protocol, draw = self.features(subject, extractor)
         metrics = compare(found, reference, extractor)
         self.export(found)
@@ -182,7 +122,7 @@ class Fid(Generated):
         if self.memorised:
             metrics |= self._memory(subject, extractor, found, first[: neighbours.SHOWN], shown)
             protocol["memorised"] = f"mean distance to the nearest of {self.memorised:,} training pictures, drawn over unseen real ones"
-        return Result(metrics=metrics, protocol=protocol | _terms(found, reference, extractor), pictures=shown, arrays=arrays)
+        return Result(metrics=metrics, protocol=protocol | terms_of(found, reference, extractor), pictures=shown, arrays=arrays)
 
     def _show(self, found: Features, reference: Reference, draw: Callable) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
         """Grids of the first pictures and of those farthest from every real one; which those are; and the first pictures themselves."""
@@ -207,7 +147,7 @@ class Fid(Generated):
         drawn, real = found.array("features", PAIRWISE), features.of_set(subject, extractor, "eval").array("features", PAIRWISE)
         _, places = neighbours.nearest(features.featurise(extractor, first)["features"], training, min(neighbours.NEAREST, len(training)))
         shown["neighbours"] = neighbours.grid(subject, self.memorised, first, places)
-        return {"nearest_training" + _suffix(extractor): neighbours.ratio(drawn, real, training)}
+        return {"nearest_training" + suffix_of(extractor): neighbours.ratio(drawn, real, training)}
 
     def _check(self, subject: Subject) -> int:
         """How many pictures to draw. Raises ConfigError for what is wrong before anything is computed."""
@@ -239,7 +179,7 @@ class InceptionScore(Generated):
         found, protocol, _ = self.features(subject, extractor)
         mean, deviation = inception_score((shard["logits"] for shard in found.shards), found.shards.count, splits=self.splits)
         self.export(found)
-        name = "inception_score" + _suffix(extractor)
+        name = "inception_score" + suffix_of(extractor)
         terms = {"extractor": extractor.name, "extractor_identity": extractor.identity, "splits": self.splits, "order": "shuffled, seed 2020"}
         return Result(metrics={name: mean, name + "_std": deviation}, protocol=protocol | terms)
 
@@ -272,9 +212,9 @@ class Rfid:
             reference = of_eval_set(subject, extractor)
         else:
             reference = of_file(self.reference, subject, extractor, "reconstruction")
-        _check(self.NAME, len(subject.source), reference, self.write_reference)
+        check_sets(self.NAME, len(subject.source), reference, self.write_reference)
         found = features.of_reconstructions(subject, extractor)
         metrics = {f"r{name}": value for name, value in compare(found, reference, extractor).items()}
         if self.write_reference:
             write(self.write_reference, "reconstruction", reference, extractor)
-        return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | _terms(found, reference, extractor))
+        return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | terms_of(found, reference, extractor))

@@ -47,6 +47,7 @@ class Subject:
       condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
       guided: whether it was trained without its condition too, so that guidance means something.
       ways: what every batch size is a multiple of.
+      batch: pictures drawn at a time; None is as many as a batch of the set has.
       training: opens a number of training examples, or all where there are fewer, cut as the evaluation set is: (what they
         are, one pass in batches of the evaluation's form); None where they are not at hand.
       folder: where evaluators keep what they would not compute twice; `evaluate` sets it.
@@ -62,6 +63,7 @@ class Subject:
     condition: str = "none"
     guided: bool = False
     ways: int = 1
+    batch: int | None = None
     training: Callable[[int], tuple[SourceInfo, Iterator[Mapping[str, Any]]]] | None = None
     folder: pathlib.Path | None = None
 

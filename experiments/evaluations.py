@@ -52,8 +52,6 @@ def evaluate(name: str, args: dict[str, str | None]) -> dict[str, dict]:
     """The newest record of each evaluator, after `vimlab eval` has made them."""
     (evals, networks), workdir, network = MODELS[name], args[name], args["network"]
     flags = list(MORE.get(name, []))
-    if name in ("vim", "shapes", "emoji"):
-        flags.append("--config.data.tokens=none")  # The cache that training read need not be at hand.
     if args["cifar"] and name in ("cifar_tokenizer", "vim"):
         flags += [f"--config.data.train={args['cifar']}#train", f"--config.data.eval={args['cifar']}#test"]
     for evaluator, kind in networks.items():

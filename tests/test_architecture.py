@@ -23,7 +23,7 @@ LEVELS = [
     (2, r"vimlab\.losses(\..*)?"),
     (1, r"vimlab\.nn(\..*)?"),
     (0, r"vimlab(\.tasks)?"),
-    (0, r"vimlab\.(config|tokens|random|state|adafactor|optim|metrics|paths|pictures|checkpoint|checksums|exits|weights|export|\w+_io)"),
+    (0, r"vimlab\.(config|tokens|random|state|adafactor|optim|metrics|paths|pictures|checkpoint|checksums|exits|published|weights|export|\w+_io)"),
     (0, r"vimlab\.(parallel|data)(\..*)?"),
 ]
 HEAVY = {"orbax": {"vimlab.checkpoint"}, "tensorflow_datasets": {"vimlab.data.formats.tfds"}}

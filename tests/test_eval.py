@@ -1,4 +1,4 @@
-"""Which checkpoints `vimlab eval` looks at: the newest, the best by a figure, all, or each as it appears."""
+"""Which checkpoints `vimlab eval` looks at: the newest, the best by a figure, all, or each as it appears; what it can do without."""
 
 import argparse
 import json
@@ -6,10 +6,15 @@ import pathlib
 import types
 
 import pytest
+from test_train_generator import ROOT, fresh_tokenizer
 
+from vimlab import config as configs
 from vimlab import eval as command
+from vimlab import run as runs
 from vimlab.checkpoint import Checkpointer
 from vimlab.config import ConfigError
+from vimlab.data.base import DataError, SourceInfo
+from vimlab.data.sources import open_source
 from vimlab.run import Run
 
 
@@ -61,3 +66,24 @@ def test_the_best_step_is_that_of_its_figure(tmp_path):
     assert steps(asked(tmp_path, "best", "-reconstruction/psnr"), there) == [10]
     with pytest.raises(ConfigError, match="goes by codebook/usage, but of the checkpoints at .10, 20, 30, 35. none has it yet"):
         steps(asked(tmp_path, "best", "codebook/usage"), there)
+
+
+def test_a_generator_is_evaluated_without_the_tokens_that_it_was_trained_on(tmp_path):
+    tree = configs.load(f"{ROOT}/configs/parti_shapes.py:smoke,tokenizer={fresh_tokenizer(tmp_path / 'tokenizer')},tokens={tmp_path}/gone").to_dict()
+    names = open_source("shapes:test?count=1").info.class_names
+    known = {"name": "shapes as tokens", "size": 256, "class_names": list(names), "has_captions": True, "fingerprint": "c0ffee"}
+    (tmp_path / "run.json").write_text(json.dumps({"data": known}))
+    config = runs.resolve(tree)
+    run = Run(config, training=False, trained_on=runs.trained_on(tmp_path))
+    assert run.train_source is None and run.total_steps == 20 and run.train_info == SourceInfo(**known | {"class_names": names})
+    subject = run.subject(None, 20)
+    assert len(subject.source) == 32 and subject.training(10)[0].size == 10, "pixels both"
+    with pytest.raises(DataError, match="gone"):
+        Run(config, training=False)
+    with pytest.raises(DataError, match=r"the classes of 'shapes:train.*' and 'shapes:test.*' differ \(cat"):
+        Run(config, training=False, trained_on=SourceInfo("pets", 256, ("cat", *names[1:]), True, "c0ffee"))
+    with pytest.raises(ConfigError, match="was trained with another tokenizer .fingerprint 0123"):
+        runs.check_identity(run.task, {"identity": run.task.identity | {"tokenizer": "0123"}}, tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="run.json, which tells of the data that the run was trained on, is absent or damaged"):
+        runs.trained_on(tmp_path)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--best", default="", metavar="FIGURE", help="EVALUATOR/FIGURE that --step best goes by, -EVALUATOR/FIGURE where less "
                         f"is better (for tokenizers {BEST['tokenizer']}, for generators {BEST['generator']})")
     parser.add_argument("--watch", action="store_true", help="evaluate each checkpoint as it appears, until that of the last step")
-    parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure beyond rounding")
+    parser.add_argument("--batch-size", default=None, type=int, help="pictures drawn at a time (as many as training reads)")
     multihost.add_flags(parser)
     args = parser.parse_args(argv)
     with multihost.joined(args):
@@ -62,7 +62,8 @@ def _evaluate_steps(args: argparse.Namespace, overrides: Sequence[tuple[str, str
     config.evals.named(names)  # An unknown name is an error before any data is opened.
     exchange.compare("evaluation", {"workdir": str(args.workdir), "evals": names, "step": args.step, "config": runs.to_dict(config)})
     # A checkpoint of any mesh is evaluated on all devices of this machine.
-    run = Run(dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir), training=False)
+    config = dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir)
+    run = Run(config, training=False, trained_on=runs.trained_on(args.workdir))
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
         for step in _steps(args, run, checkpoints):
             _evaluate(run, checkpoints, step, names, args)
@@ -70,7 +71,8 @@ def _evaluate_steps(args: argparse.Namespace, overrides: Sequence[tuple[str, str
 
 
 def _evaluate(run: Run, checkpoints: Checkpointer, step: int | None, names: Sequence[str], args: argparse.Namespace) -> None:
-    state, _ = runs.restore_weights(checkpoints, run.task, run.shardings, step)
+    state, meta = runs.restore_weights(checkpoints, run.task, run.shardings, step)
+    runs.check_identity(run.task, meta, args.workdir)
     logging.info("evaluating step %d on %d images", state.step, len(run.eval_source or ()))
     subject = run.subject(state, state.step, args.batch_size)
     figures = evaluate(run.config.evals.named(names or suited(subject)), subject, args.workdir)

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -106,7 +107,7 @@ def protocol_of(
         "sampler": {name: request[name] for name in KNOBS}, "pictures_per_prompt": args.num, "seed": args.seed,
         "seeds": "seed + row of the prompt * pictures_per_prompt + picture",
         "too_long_left_out": left_out, "too_long_cut": sum(bool(e.read) for e in entries),
-        "command": " ".join(["vimlab", *sys.argv[1:]]),
+        "command": shlex.join(["vimlab", *sys.argv[1:]]),
     }  # fmt: skip
     check_protocol(protocol)
     return protocol

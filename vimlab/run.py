@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,15 +22,16 @@ from vimlab import config as configs
 from vimlab import paths
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError, Duration
-from vimlab.data.base import Source, Subset, held_out
+from vimlab.data.base import Source, SourceInfo, Subset, held_out
 from vimlab.data.cache import check_cache
 from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.images import DECODER
-from vimlab.data.pipeline import EvalPipeline, open_train_eval
+from vimlab.data.pipeline import EvalPipeline, open_eval, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
 from vimlab.parallel.multihost import PACKAGES
 from vimlab.parallel.rules import batch_sharding, rows_here
+from vimlab.sampling.sampler import GROUP
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.generator_task import GeneratorTask
@@ -69,6 +71,28 @@ def read_config(workdir: paths.Path) -> RunConfig:
     return resolve(json.loads(path.read_text()))
 
 
+def trained_on(workdir: paths.Path) -> SourceInfo:
+    """What a run's training data was when it started. Raises ConfigError where its workdir does not say."""
+    path = workdir / "run.json"
+    try:
+        return info_of(json.loads(path.read_text())["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}, which tells of the data that the run was trained on, is absent or damaged; bring it back") from None
+
+
+def info_of(data: Mapping[str, Any]) -> SourceInfo:
+    """What `Run.environment` wrote of the training data."""
+    return SourceInfo(**data | {"class_names": tuple(data["class_names"]) if data["class_names"] else None})
+
+
+def check_identity(task: Task, meta: Mapping[str, Any], workdir: paths.Path) -> None:
+    """Raises ConfigError where the tokenizer or the vocabulary is not what a checkpoint was trained with."""
+    for name, now in task.identity.items():
+        if meta["identity"][name] != now:
+            raise ConfigError(f"{workdir} was trained with another {name} (fingerprint {meta['identity'][name]}) than the one it finds now "
+                              f"({now}); bring back the one it was trained with")
+
+
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Differences between two configs as lines: those that change what is computed, and the others."""
     lines = {key: f"config.{key}: {a!r} → {b!r}" for key, (a, b) in configs.diff(old, new).items()}
@@ -82,10 +106,12 @@ class Run:
     Args:
       config: the run's config.
       training: whether steps will be made; evaluation takes any batch.
+      trained_on: for evaluation, what the training data was; it and a cache of its tokens need not be there then.
 
     Attributes:
       config: the run's config.
-      train_source, eval_source: the data; the latter may be None.
+      train_source, eval_source: the data; the latter may be None, as is the former where `trained_on` tells of it.
+      train_info: of the training data.
       total_steps: of the whole run.
       mesh: over all devices.
       task: built for them.
@@ -95,20 +121,24 @@ class Run:
       ConfigError, DataError, ShardingError: whatever can be known to be wrong before the first step, in one sentence.
     """
 
-    def __init__(self, config: RunConfig, *, training: bool = True) -> None:
+    def __init__(self, config: RunConfig, *, training: bool = True, trained_on: SourceInfo | None = None) -> None:
         self.config = config
         self.mesh = make_mesh(config.mesh)
         if training:
             check_batch(self.mesh, config.batch_size)
-        if config.data.tokens:
-            paths.refuse_bucket(config.data.tokens, "config.data.tokens", "token caches are read from folders of this machine; copy it to each host")
-        self.train_source, self.eval_source = open_train_eval(config.data)
+        if trained_on is None:
+            if config.data.tokens:
+                paths.refuse_bucket(config.data.tokens, "config.data.tokens", "token caches are read from folders of this machine; copy it to each host")
+            self.train_source, self.eval_source = open_train_eval(config.data)
+        else:
+            self.train_source, self.eval_source = None, open_eval(config.data, trained_on)
+        self.train_info = trained_on or self.train_source.info
         self.total_steps = 0
         self.total_steps = self.to_steps(config.duration)
         if self.total_steps < 1:
             raise ConfigError("config.duration is shorter than one step")
         self.dtype = dtype_of(config.precision)
-        self.task = TASKS[config.NAME][1](config, self.total_steps, self.to_steps, self.dtype, self.train_source.info)
+        self.task = TASKS[config.NAME][1](config, self.total_steps, self.to_steps, self.dtype, self.train_info)
         if isinstance(self.train_source, TokenRecords):
             fingerprint = self.task.identity["tokenizer"]
             check_cache(self.train_source, tokenizer_fingerprint=fingerprint, spec=self.task.spec, data=config.data, seed=config.seed)
@@ -116,7 +146,7 @@ class Run:
 
     def to_steps(self, duration: Duration) -> int:
         """A duration of this run in steps."""
-        return duration.steps(self.config.batch_size, len(self.train_source), self.total_steps)
+        return duration.steps(self.config.batch_size, self.train_info.size, self.total_steps)
 
     @functools.cached_property
     def root(self) -> jax.Array:
@@ -140,20 +170,21 @@ class Run:
         return {name: bind(jax.jit(fn)) for name, fn in self.task.predict_fns().items()}
 
     def subject(self, state: Any, step: int, batch_size: int | None = None) -> Subject:
-        """The state as evaluators look at it. Raises ConfigError where the config names no evaluation data."""
+        """The state as evaluators look at it, which draw about `batch_size` pictures at a time, by default as many as training reads. Raises ConfigError where the config names no evaluation data."""
         if self.eval_source is None:
             raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
                               "to a number of images to keep out of training")
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = batch_size or self.config.batch_size
-        batch_size = -(-min(batch_size, len(self.eval_source)) // ways) * ways  # Whole rows on every device.
+        batch_size = -(-(batch_size or self.config.batch_size) // ways) * ways  # Whole rows on every device.
+        # Each device always looks at as many rows at a time: sums depend on the shape in their last bits, and with them, now and then, a code.
+        rows = GROUP * ways
 
         def training(count: int):
             # Pixels, also of a run on cached tokens; spread over the set, which may be sorted by class.
             source, _ = open_train_eval(dataclasses.replace(self.config.data, tokens=None))
             if count < len(source):
                 source = Subset(source, held_out(len(source), count), f" {count} spread evenly")
-            return source.info, self._passes(source, batch_size)()
+            return source.info, self._passes(source, rows)()
 
         info = self.eval_source.info
         protocol = {
@@ -165,11 +196,11 @@ class Run:
             "dtype": jnp.dtype(self.dtype).name,
             "parameters": "average" if getattr(state, "ema", None) else "trained",
             "identity": self.task.identity,
-            "command": " ".join(["vimlab", *sys.argv[1:]]),
+            "command": shlex.join(["vimlab", *sys.argv[1:]]),
         }
         told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
-        return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, batch_size), spec=self.task.spec,
-                       protocol=protocol, step=step, source=self.eval_source, ways=ways, training=training, **told)
+        return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, rows), spec=self.task.spec,
+                       protocol=protocol, step=step, source=self.eval_source, ways=ways, batch=batch_size, training=training, **told)
 
     def _passes(self, source: Source, batch_size: int) -> Callable[[], Iterator[dict[str, jax.Array]]]:
         """Starts passes over a source under evaluation's crop, in global batches."""
@@ -189,7 +220,7 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Versions, devices and data of this start of the run, for run.json and every checkpoint."""
-        info = self.train_source.info
+        info = self.train_info
         return {
             "version": vimlab.__version__,
             "packages": {p: importlib.metadata.version(p) for p in PACKAGES},
@@ -200,7 +231,7 @@ class Run:
             "data": dataclasses.asdict(info),
             "identity": self.task.identity,
             "decoder": DECODER,
-            "command": " ".join(["vimlab", *sys.argv[1:]]),
+            "command": shlex.join(["vimlab", *sys.argv[1:]]),
         }
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import math
 import pathlib
+import shlex
 import sys
 import time
 import typing
@@ -176,7 +177,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     """What made the images and changes none, or none but in the last bits."""
     versions = {"vimlab": vimlab.__version__} | {p: importlib.metadata.version(p) for p in runs.PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return versions | {"devices": devices, "batch": args.batch, "command": " ".join(["vimlab", *sys.argv[1:]])}
+    return versions | {"devices": devices, "batch": args.batch, "command": shlex.join(["vimlab", *sys.argv[1:]])}
 
 
 def _check(args: argparse.Namespace) -> None:

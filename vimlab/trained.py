@@ -10,10 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
-from vimlab.data.base import SourceInfo
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.paths import Path
-from vimlab.run import dtype_of, read_config, restore_weights
+from vimlab.run import check_identity, dtype_of, info_of, read_config, restore_weights
 from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.generator_task import GeneratorTask
 
@@ -60,11 +59,6 @@ def open_trained(workdir: Path, step: int | None = None) -> Trained:
         if step is None:
             raise CheckpointError(f"{checkpoints.directory} holds no finished checkpoint yet; wait for the run's first one")
         meta = checkpoints.read_meta(step)
-    names = meta["data"]["class_names"]
-    info = SourceInfo(**meta["data"] | {"class_names": tuple(names) if names else None})
-    task = GeneratorTask(config, 1, lambda duration: 0, dtype_of(config.precision), info)
-    for name, now in task.identity.items():
-        if meta["identity"][name] != now:
-            raise ConfigError(f"{workdir} was trained with another {name} (fingerprint {meta['identity'][name]}) than the one it finds now "
-                              f"({now}); bring back the one it was trained with")
+    task = GeneratorTask(config, 1, lambda duration: 0, dtype_of(config.precision), info_of(meta["data"]))
+    check_identity(task, meta, workdir)
     return Trained(workdir, config, task, make_mesh(MeshConfig()), step)

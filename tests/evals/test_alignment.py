@@ -58,7 +58,10 @@ def test_pictures_are_ticked_where_everything_is_right():
     labels = [f"held out: {c}" if h else c for c, h in zip(CAPTIONS, HELD_OUT, strict=True)]
     expected = pictures.captioned(PAINTINGS[COUNT:], labels, columns=6, marks=(~SIDEWAYS).tolist())
     np.testing.assert_array_equal(result.pictures["alignment"], expected)
-    assert result.arrays["failed"] == [{"caption": CAPTIONS[i], "wrong": ["relation"]} for i in np.flatnonzero(SIDEWAYS)]
+    failed = np.flatnonzero(SIDEWAYS)
+    assert result.arrays["failed"] == [{"caption": CAPTIONS[i], "picture": i, "wrong": ["relation"]} for i in failed]
+    labels = [f"{CAPTIONS[i]}; not found: relation" for i in failed]
+    np.testing.assert_array_equal(result.pictures["alignment_failed"], pictures.captioned(PAINTINGS[COUNT:][failed], labels, columns=6))
     assert result.protocol["scales"] == [1.0] and not any("_at_" in name for name in result.metrics)
 
 

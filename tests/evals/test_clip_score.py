@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_clip
 
+from vimlab import pictures
 from vimlab.config import ConfigError, UserError, resolve, to_dict
 from vimlab.evals import EvalsConfig
 from vimlab.evals.clip_score import ClipScore, another
@@ -45,7 +46,11 @@ def test_figures_are_their_definitions(scorer):
     assert np.mean(result.arrays["cosines"]) == pytest.approx(result.metrics["cosine"])
     protocol = result.protocol
     assert protocol["count"] == 6 and protocol["scorer"] == "clip-vit-32-8-32" and protocol["scorer_sha256"] == network.identity
-    assert result.pictures["clip_score"].ndim == 3
+    order = np.argsort(result.arrays["cosines"])
+    drawn, labels = IMAGES[(np.arange(6) + 2) % 6], [f"{c:.3f} {name}" for c, name in zip(result.arrays["cosines"], CAPTIONS, strict=True)]
+    np.testing.assert_array_equal(result.pictures["clip_score"], pictures.captioned(drawn, labels, columns=6))
+    lowest = pictures.captioned(drawn[order], [labels[i] for i in order], columns=3, beside=IMAGES[order])
+    np.testing.assert_array_equal(result.pictures["clip_score_lowest"], lowest)
 
 
 def test_real_pictures_drawn_again_score_as_they_are_and_one_caption_has_no_control(scorer):

@@ -8,14 +8,18 @@ import made_up
 import numpy as np
 import pytest
 
+from vimlab import pictures
 from vimlab.config import ConfigError, UserError, resolve
 from vimlab.evals import EvalsConfig, evaluate, neighbours, protocols, shards
+from vimlab.evals.compared import compare, terms_of
 from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.extractors import Random, Trained
-from vimlab.evals.features import Pass
+from vimlab.evals.features import Features, Pass
 from vimlab.evals.frechet import Moments, frechet_distance
+from vimlab.evals.kernel_distance import kernel_distance
 from vimlab.evals.random_features import apply as random_features
 from vimlab.evals.random_features import weights as random_weights
+from vimlab.evals.reference import Reference
 from vimlab.evals.shards import Shards
 from vimlab.evals.statistics import StatisticsError
 
@@ -49,7 +53,7 @@ def distance(a, b):
 
 
 def test_a_set_drawn_as_the_reference_is_the_reference(tmp_path):
-    result = Fid(extractor=RANDOM).run(subject(folder=tmp_path))
+    result = Fid(extractor=RANDOM, memorised=None).run(subject(folder=tmp_path))
     assert result.metrics[f"frechet_{NAME}"] == pytest.approx(0, abs=1e-6)
     assert result.metrics[f"precision_{NAME}"] == result.metrics[f"recall_{NAME}"] == result.metrics[f"coverage_{NAME}"] == 1
     assert result.protocol["count"] == 24 and result.protocol["plan"] == "set" and result.protocol["reference"]["fingerprint"] == "c0ffee"
@@ -61,18 +65,45 @@ def test_the_distance_is_that_of_the_pictures_drawn_for_each_seed_and_grows_with
     for strength in (0, 20, 80):
         drawn = np.uint8(np.clip(IMAGES + strength * noise.standard_normal(IMAGES.shape), 0, 255))
         artist = made_up.Painter(drawn, lambda told, seed, guidance: (seed * 5) % 24)
-        metrics = Fid(extractor=RANDOM, count=20, seed=3).run(subject(artist, tmp_path / str(strength))).metrics
+        metrics = Fid(extractor=RANDOM, memorised=None, count=20, seed=3).run(subject(artist, tmp_path / str(strength))).metrics
         expected = distance(drawn[[(seed * 5) % 24 for seed in range(3, 23)]], IMAGES)
         assert metrics[f"frechet_{NAME}"] == pytest.approx(expected, rel=1e-5)
         found.append(metrics)
-    for name, sign in (("frechet", 1), ("kid", 1), ("precision", -1)):
+    for name, sign in (("frechet", 1), ("kid_subsets_of_10", 1), ("precision", -1)):
         assert np.all(sign * np.diff([m[f"{name}_{NAME}"] for m in found]) >= 0), name
     assert found[2][f"frechet_{NAME}"] > 2 * found[0][f"frechet_{NAME}"]
 
 
+def test_pictures_unlike_any_real_one_are_shown(tmp_path):
+    drawn = np.concatenate([IMAGES, 255 - IMAGES[:3]])
+    artist = made_up.Painter(drawn, lambda told, seed, guidance: {4: 24, 11: 25, 17: 26}.get(seed, seed))
+    result = Fid(extractor=RANDOM, memorised=None).run(subject(artist, tmp_path))
+    unlike = [u["picture"] for u in result.arrays["unlike"]]
+    assert set(unlike[:3]) == {4, 11, 17} and len(unlike) == 8
+    every = np.linalg.norm(features_of(drawn[24:])[:, None].astype(np.float64) - features_of(IMAGES), axis=-1).min(1)
+    assert [u["distance"] for u in result.arrays["unlike"][:3]] == pytest.approx(sorted(every, reverse=True), rel=1e-4)
+    labels = [f"picture {u['picture']}, {u['distance']:.3g} away" for u in result.arrays["unlike"]]
+    images = [drawn[{4: 24, 11: 25, 17: 26}.get(place, place)] for place in unlike]
+    np.testing.assert_array_equal(result.pictures["drawn_unlike"], pictures.captioned(np.stack(images), labels, columns=8))
+
+
+def test_a_kernel_distance_of_small_sets_says_so(tmp_path):
+    """1,000 of each are the published subsets; of fewer there are none."""
+    rows, extractor, found = np.random.default_rng(0).standard_normal((1002, 3), np.float32), RANDOM.open(), {}
+    make = lambda first, last: {"features": 1.1 * rows[first:last], "real": np.ones(last - first, bool)}
+    for count in (1002, 40):
+        reference = Reference({}, rows[:count], {"count": count})
+        drawn = Features(Shards(tmp_path, {}, count, make), extractor)
+        found |= compare(drawn, reference, extractor)
+    names = ("kid", "kid_std", "kid_subsets_of_20", "kid_std_subsets_of_20")
+    assert {name for name in found if "kid" in name} == {f"{name}_{NAME}" for name in names}
+    assert found[f"kid_{NAME}"] == kernel_distance(np.float32(1.1 * rows), rows, subset_size=1000)[0]
+    assert "half of the smaller set, which has no subsets of the published 1,000" in terms_of(drawn, reference, extractor)["kid"]
+
+
 def test_dropped_classes_cost_recall(tmp_path):
     artist = made_up.Painter(IMAGES, lambda told, seed, guidance: seed % 3)
-    metrics = Fid(extractor=RANDOM).run(subject(artist, tmp_path)).metrics
+    metrics = Fid(extractor=RANDOM, memorised=None).run(subject(artist, tmp_path)).metrics
     assert metrics[f"recall_{NAME}"] < 0.5 < metrics[f"precision_{NAME}"]
 
 
@@ -85,7 +116,7 @@ def test_reconstructions_are_compared_with_what_they_are_of(tmp_path):
     assert Rfid(extractor=RANDOM).run(model).metrics[f"rfrechet_{NAME}"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("evaluator", [Fid(extractor=RANDOM, count=19), Rfid(extractor=RANDOM)], ids=lambda e: e.NAME)
+@pytest.mark.parametrize("evaluator", [Fid(extractor=RANDOM, memorised=None, count=19), Rfid(extractor=RANDOM)], ids=lambda e: e.NAME)
 def test_batches_and_interruptions_change_nothing(evaluator, tmp_path, monkeypatch):
     whole = evaluator.run(subject(folder=tmp_path / "whole")).metrics
     monkeypatch.setattr(shards, "SIZE", 5)
@@ -114,10 +145,10 @@ def test_classes_are_told_as_planned(tmp_path):
     told = []
     artist = made_up.Painter(IMAGES, lambda label, seed, guidance: told.append(label) or seed % 24)
     model = subject(artist, tmp_path, condition="class")
-    Fid(extractor=RANDOM, count=50).run(model)
+    Fid(extractor=RANDOM, memorised=None, count=50).run(model)
     assert told[:50] == [i % 40 for i in range(50)], "40 classes in turn"
     told.clear()
-    result = Fid(extractor=RANDOM, count=300, plan="random", seed=1).run(model)
+    result = Fid(extractor=RANDOM, memorised=None, count=300, plan="random", seed=1).run(model)
     assert len(set(told)) == 40 and told[:40] != list(range(40)) and result.protocol["plan"] == "random"
 
 
@@ -127,7 +158,7 @@ def test_the_inception_score_needs_a_classifier(tmp_path):
 
 
 def test_pictures_for_the_evaluators_of_others(tmp_path):
-    Fid(extractor=RANDOM, count=10, pictures=str(tmp_path / "drawn.npz")).run(subject(folder=tmp_path))
+    Fid(extractor=RANDOM, memorised=None, count=10, pictures=str(tmp_path / "drawn.npz")).run(subject(folder=tmp_path))
     np.testing.assert_array_equal(np.load(tmp_path / "drawn.npz")["arr_0"], IMAGES[:10])
 
 
@@ -145,7 +176,7 @@ def test_copies_of_training_pictures_are_found(tmp_path):
 
 def test_the_training_set_is_a_reference_too(tmp_path):
     training = lambda count: (made_up.Listed(RECORDS[12 : 12 + min(count, 12)]).info, made_up.batches(RECORDS[12 : 12 + min(count, 12)], 5, text=True))
-    result = Fid(extractor=RANDOM, reference="train").run(subject(folder=tmp_path, training=training))
+    result = Fid(extractor=RANDOM, memorised=None, reference="train").run(subject(folder=tmp_path, training=training))
     assert result.metrics[f"frechet_{NAME}"] == pytest.approx(distance(IMAGES, IMAGES[12:]), rel=1e-5)
     assert result.protocol["reference"]["set"] == "train" and result.protocol["reference"]["count"] == 12
 
@@ -165,9 +196,9 @@ def test_the_nearest_are_those_of_all_distances():
 def test_a_reference_from_a_file_is_the_reference_and_serves_one_purpose(tmp_path):
     file = str(tmp_path / "set.npz")
     artist = made_up.Painter(IMAGES, lambda told, seed, guidance: seed % 7)
-    first = Fid(extractor=RANDOM, write_reference=file).run(subject(artist, tmp_path)).metrics
-    assert Fid(extractor=RANDOM, reference=file).run(subject(artist, tmp_path)).metrics == pytest.approx(first)
-    outside = Fid(extractor=RANDOM, reference=f"outside:{file}").run(subject(artist, tmp_path)).metrics
+    first = Fid(extractor=RANDOM, memorised=None, write_reference=file).run(subject(artist, tmp_path)).metrics
+    assert Fid(extractor=RANDOM, memorised=None, reference=file).run(subject(artist, tmp_path)).metrics == pytest.approx(first)
+    outside = Fid(extractor=RANDOM, memorised=None, reference=f"outside:{file}").run(subject(artist, tmp_path)).metrics
     assert outside == {f"frechet_{NAME}": pytest.approx(first[f"frechet_{NAME}"])}, "others' files have no rows for the rest"
     with pytest.raises(StatisticsError, match="generation"):
         Rfid(extractor=RANDOM, reference=file).run(subject(artist, tmp_path))
@@ -193,22 +224,23 @@ def test_protocols_are_frozen():
 
 
 def test_a_protocol_settles_what_it_names(tmp_path):
-    result = Fid(extractor=RANDOM, protocol="emoji-32").run(subject(folder=tmp_path))
+    result = Fid(extractor=RANDOM, memorised=None, protocol="emoji-32").run(subject(folder=tmp_path))
     assert result.protocol["named"] == "emoji-32" and result.protocol["count"] == 24 and result.protocol["plan"] == "set"
 
 
 @pytest.mark.parametrize("evaluator, message", [
-    (Fid(extractor=RANDOM, protocol="emoji-23"), "protocol 'emoji-23' is unknown; did you mean 'emoji-32'?"),
-    (Fid(extractor=RANDOM, protocol="shapes-rfid-2k"), "is for reconstruction, not for generation"),
-    (Fid(extractor=RANDOM, protocol="shapes-2k"), "evaluation pictures 2000, but this run has 24"),
-    (Fid(extractor=RANDOM, protocol="cifar10-10k-balanced"), "condition 'class', but this run has 'text'"),
-    (Fid(extractor=RANDOM, protocol="adm-50k-balanced"), "set evals.fid.reference=outside:PATH"),
-    (Fid(extractor=RANDOM, protocol="emoji-32", count=5), "evals.fid.count is 5, but protocol 'emoji-32' fixes it at 24"),
-    (Fid(extractor=RANDOM, plan="balanced"), "the plan 'balanced' is of classes"),
-    (Fid(extractor=RANDOM, count=1), "one of 1 pictures is none"),
-    (Fid(extractor=RANDOM, reference="nowhere.npz"), "nowhere.npz"),
-    (Fid(extractor=RANDOM, reference="train"), "the training set is not at hand"),
-    (Fid(extractor=Trained(weights="nowhere")), "'nowhere' does not exist; `vimlab weights train` makes one"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="emoji-23"), "protocol 'emoji-23' is unknown; did you mean 'emoji-32'?"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="shapes-rfid-2k"), "is for reconstruction, not for generation"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="shapes-2k"), "evaluation pictures 2000, but this run has 24"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="cifar10-10k-balanced"), "condition 'class', but this run has 'text'"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="adm-50k-balanced"), "set evals.fid.reference=outside:PATH"),
+    (Fid(extractor=RANDOM, memorised=None, protocol="emoji-32", count=5), "evals.fid.count is 5, but protocol 'emoji-32' fixes it at 24"),
+    (Fid(extractor=RANDOM, memorised=None, plan="balanced"), "the plan 'balanced' is of classes"),
+    (Fid(extractor=RANDOM, memorised=None, count=5), "compares 5 pictures with 24, but precision, recall, density and coverage need at least 6 of each"),
+    (Fid(extractor=RANDOM, count=8), "set evals.fid.memorised=none"),
+    (Fid(extractor=RANDOM, memorised=None, reference="nowhere.npz"), "nowhere.npz"),
+    (Fid(extractor=RANDOM, memorised=None, reference="train"), "the training set is not at hand"),
+    (Fid(extractor=Trained(weights="nowhere"), memorised=None), "'nowhere' does not exist; `vimlab weights train` makes one"),
     (Rfid(extractor=RANDOM, protocol="rfid-50k-val"), "size 256, but this run has 32"),
 ], ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(evaluator, message, tmp_path):
@@ -253,7 +285,7 @@ def test_a_pass_gives_places_in_order_and_passes_by_what_is_not_asked_for():
 
 def test_what_is_kept_is_of_the_newest_step_alone(tmp_path):
     for step in (7, 9):
-        evaluate({"fid": Fid(extractor=RANDOM, count=8)}, dataclasses.replace(subject(), step=step), tmp_path)
+        evaluate({"fid": Fid(extractor=RANDOM, memorised=None, count=8)}, dataclasses.replace(subject(), step=step), tmp_path)
     kept = tmp_path / "evals" / "kept"
     assert sorted(p.name for p in kept.iterdir()) == ["sets", "step_00000009"] and len(list((kept / "sets").iterdir())) == 1
     assert json.loads((tmp_path / "evals" / "fid_00000009.json").read_text())["protocol"]["extractor"] == "random-conv-v1"

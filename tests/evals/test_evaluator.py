@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimlab import safetensors_io
+from vimlab import pictures, safetensors_io
 from vimlab.config import ConfigError, resolve, to_dict
 from vimlab.evals import EvalsConfig, Subject, evaluate, reconstruction, suited
 from vimlab.evals.codebook import Codebook
@@ -127,16 +128,30 @@ def lpips_file(tmp_path_factory):
 
 
 def test_lpips_is_reported_where_its_weights_are_given(lpips_file):
-    evaluator = Reconstruction(lpips=(str(lpips_file),), pictures=0)
+    evaluator = Reconstruction(lpips=(str(lpips_file),))
     result = evaluator.run(subject(size=7))
     weights = perceptual.load_weights(lpips_file)
     x = IMAGES.astype(np.float32) / 255
     y = np.round(np.clip(x * np.float32(GAIN), 0, 1) * 255) / 255
-    expected = float(jax.jit(perceptual.lpips)(weights, x, y).mean())
-    assert result.metrics["lpips"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
+    values = np.asarray(jax.jit(perceptual.lpips)(weights, x, y))
+    assert result.metrics["lpips"] == pytest.approx(float(values.mean()), rel=1e-4) and values.mean() > 1e-3
+    assert result.arrays["worst"] == np.argsort(-values)[:8].tolist() and result.protocol["worst"] == "by LPIPS"
     assert result.protocol["lpips_sha256"] == {"lpips.safetensors": hashlib.sha256(lpips_file.read_bytes()).hexdigest()}
     with pytest.raises(perceptual.PerceptualError, match="the perceptual weights 'none.pth' do not exist"):
         Reconstruction(lpips=("none.pth",)).run(subject(predict_fns={"reconstruct": lambda *args: pytest.fail("it ran")}))
+
+
+@pytest.mark.parametrize("size", [1, 8, 21])
+def test_the_worst_reconstructions_are_shown(size):
+    x = IMAGES / 255
+    y = np.round(np.clip(np.float32(x) * np.float32(GAIN), 0, 1) * 255) / 255
+    errors = np.square(x - y).mean((1, 2, 3))
+    result = Reconstruction(pictures=5).run(subject(size=size))
+    worst = np.argsort(-errors)[:5]
+    assert result.arrays["worst"] == worst.tolist() and result.protocol["worst"] == "by PSNR"
+    labels = [f"image {i}, {-10 * np.log10(errors[i]):.1f} dB" for i in worst]
+    expected = pictures.captioned(IMAGES[worst], labels, beside=np.uint8(np.round(y[worst] * 255)))
+    np.testing.assert_array_equal(result.pictures["reconstruction_worst"], expected)
 
 
 def test_similarity_is_left_out_where_the_window_does_not_fit():
@@ -158,7 +173,7 @@ def test_files_carry_the_protocol(tmp_path):
     record = json.loads((tmp_path / "evals" / "reconstruction_00000040.json").read_text())
     assert record["metrics"]["psnr"] == figures["eval/reconstruction/psnr"]
     assert record["protocol"].items() >= (PROTOCOL | {"count": 21, "rounding": "uint8", "step": 40}).items()
-    assert record["protocol"]["version"] and record["protocol"]["date"]
+    assert record["protocol"]["version"] and record["protocol"]["date"] and re.fullmatch("[0-9a-f]{12}", record["protocol"]["code"])
     assert sum(json.loads((tmp_path / "evals" / "codebook_00000040.json").read_text())["arrays"]["counts"][0]) == 21 * 16
     shown = np.asarray(Image.open(tmp_path / "pictures" / "reconstruction_00000040.png"))
     np.testing.assert_array_equal(shown[18:114:6, 2:98:6], IMAGES[0])

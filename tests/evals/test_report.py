@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vimlab import pictures
 from vimlab.config import ConfigError
 from vimlab.evals import Subject, evaluate, svg, workdir
 from vimlab.evals.codebook import Codebook
@@ -209,9 +210,24 @@ def test_report_holds_the_figures_and_loads_nothing(tmp_path, emoji):
 def test_pictures_are_the_newest_the_first_and_the_middle_one(tmp_path, emoji):
     write_run(tmp_path, emoji)
     parsed = read_page(tmp_path)
-    assert re.findall(r"Step ([\d,]+) ", parsed.text) == ["4,000", "500", "2,000"]
+    assert re.findall(r"Step ([\d,]+) ", parsed.text) == ["4,000", "500", "2,000", "4,000"], "and the newest failures"
     shown = Image.open(io.BytesIO(base64.b64decode(parsed.images[0].split(",")[1])))
     np.testing.assert_array_equal(shown, Image.open(tmp_path / "pictures" / "reconstruction_00004000.png"))
+
+
+def test_failures_have_a_place_of_their_own(tmp_path):
+    for name in ("alignment_failed", "drawn_unlike", "reconstruction_worst", "clip_score_lowest", "samples"):
+        pictures.save_png(tmp_path / "pictures" / f"{name}_00000009.png", np.zeros((30, 40, 3), np.uint8))
+    failed = [{"caption": "a", "picture": 3, "wrong": ["colour 1", "shape 2"]}, {"caption": "b", "picture": 7, "wrong": ["colour 1"]}]
+    protocol = {"count": 20, "split": "shapes:test", "step": 9}
+    record = {"protocol": protocol, "metrics": {"seen": 0.9}, "arrays": {"failed": failed, "curve": [], "ceiling": {}}}
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "alignment_00000009.json").write_text(json.dumps(record))
+    text = read_page(tmp_path).text
+    failures = text[text.index("Failures") :]
+    assert "2 of 20 captions are not shown in full. Statements missed, by kind: colour (2), shape (1)." in failures
+    for words in ("come back worst", "miss the most of their captions", "farthest from every real one", "fit their captions least"):
+        assert words in failures and text.count(words) == 1, words
 
 
 def test_what_a_user_asked_for_comes_first(tmp_path):

@@ -47,12 +47,12 @@ def test_kernel_distance_has_no_bias_and_grows_with_noise():
 def test_inception_score_in_closed_form():
     """Sure of each image, all K classes alike: K. Nothing known of any image: 1."""
     sure = 1000 * np.eye(8, dtype=np.float32)[np.arange(160) % 8]
-    assert inception_score(sure, splits=4, seed=None) == (pytest.approx(8), pytest.approx(0))
-    assert inception_score(sure, splits=1)[0] == pytest.approx(8)
-    assert inception_score(np.zeros((20, 8), np.float32)) == (pytest.approx(1), pytest.approx(0))
+    assert inception_score(np.split(sure, 5), 160, splits=4, seed=None) == (pytest.approx(8), pytest.approx(0))
+    assert inception_score(np.split(sure, 5), 160, splits=1)[0] == pytest.approx(8)
+    assert inception_score([np.zeros((20, 8), np.float32)], 20) == (pytest.approx(1), pytest.approx(0))
     one_class_a_split = sure[np.argsort(np.arange(160) % 8, kind="stable")]
-    assert inception_score(one_class_a_split, splits=8, seed=None)[0] == pytest.approx(1)
-    assert inception_score(one_class_a_split, splits=8)[0] > 4
+    assert inception_score([one_class_a_split], 160, splits=8, seed=None)[0] == pytest.approx(1)
+    assert inception_score([one_class_a_split], 160, splits=8)[0] > 4
 
 
 def by_hand(samples: np.ndarray, reference: np.ndarray, k: int = 3, dense: int = 5) -> dict[str, float]:
@@ -110,6 +110,9 @@ def test_what_is_refused():
     with pytest.raises(ConfigError, match="features of the reference hold numbers that are not finite"):
         kernel_distance(x, np.full_like(x, np.inf), subset_size=10)
     with pytest.raises(ConfigError, match="over 10 splits needs at least 20 images, but was given 19"):
-        inception_score(x[:19])
+        inception_score([x[:19]], 19)
+    for parts in ([x[:30]], [x, x[:1]]):
+        with pytest.raises(ConfigError, match="of 50 images"):
+            inception_score(parts, 50)
     with pytest.raises(ConfigError, match="not finite"):
-        inception_score(np.full_like(x, np.nan))
+        inception_score([np.full_like(x, np.nan)], 50)

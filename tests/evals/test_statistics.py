@@ -79,8 +79,9 @@ def test_statistics_of_no_purpose_or_of_other_rows(known):
     facts = dict(WANTED, protocol={}, count=20, features=known.features)
     with pytest.raises(ConfigError, match="must be one of"):
         Statistics(**facts | {"purpose": "training"})
-    with pytest.raises(ConfigError, match="20 images have 5 features each"):
-        Statistics(**facts, rows=known.rows[:3])
+    for rows in (known.rows[:, :3], known.rows[:0], np.concatenate([known.rows, known.rows])):
+        with pytest.raises(ConfigError, match="20 images have 5 features each"):
+            Statistics(**facts, rows=rows)
 
 
 def test_pytorch_fid_and_guided_diffusion_references(known, tmp_path):

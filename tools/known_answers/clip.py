@@ -8,7 +8,6 @@ their answers, which are too large to keep; `check` compares those too where the
 bpe_simple_vocab_16e6.txt.gz both also treat texts with the true vocabulary.
 """
 
-import importlib.util
 import io
 import json
 import os
@@ -26,7 +25,6 @@ DATA = ROOT / "../shared/data"
 ABOUT = "CLIP's towers, small and of ViT-B/32's size, its ids, and TorchScript archives, against transformers and torch"
 PACKAGES, TOLERANCE = ("torch", "transformers", "tokenizers"), 1e-4
 SMALL_HEAD = 16
-_KEPT = []  # A library's operators live as long as the object that defined them.
 MERGES = 300
 TEXTS = [
     "a red square above a small green circle",
@@ -83,6 +81,9 @@ def make(path: str | os.PathLike, large: pathlib.Path = LARGE) -> None:
     """Writes the answers, those of the true size into the folder `large`."""
     import torch
 
+    sys.path.insert(0, str(ROOT / "tools"))
+    from known_answers import declare_operators
+
     declare_operators()
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     vocabulary, merges = tiny_vocabulary()
@@ -111,17 +112,6 @@ def make(path: str | os.PathLike, large: pathlib.Path = LARGE) -> None:
     ids[0, :6], ids[1, :] = [49406, 320, 2368, 539, 320, 49407], [49406, *range(1000, 1075), 49407]
     torch.save(true.state_dict(), large / "pytorch_model.bin")
     np.savez(large / "answers.npz", ids=ids, image_features=embed_images(true, images, 224), text_features=embed_texts(true, ids))
-
-
-def declare_operators() -> None:
-    """Transformers loads torchvision, which, if built for a GPU, does not load beside a torch without these."""
-    import torch
-
-    if importlib.util.find_spec("torchvision") and not _KEPT:
-        _KEPT.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
-                _KEPT[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def random_clip(vision: dict, text: dict, projection: int):

@@ -68,14 +68,14 @@ def check(path: str | os.PathLike) -> list[tuple[str, float, float]]:
     kid = kernel_distance(
         samples, reference, subsets=KID["kid_subsets"], subset_size=KID["kid_subset_size"], seed=KID["rng_seed"]
     )
-    score, figures = inception_score(logits), manifold_metrics(samples, reference)
+    score, figures = inception_score([logits], len(logits)), manifold_metrics(samples, reference)
     found = {
         "frechet": frechet_distance(*moments),
         "kid_mean": kid[0],
         "kid_std": kid[1],
         "is_mean": score[0],
         "is_std": score[1],
-        "is_in_order_mean": inception_score(logits, seed=None)[0],
+        "is_in_order_mean": inception_score([logits], len(logits), seed=None)[0],
         "precision": figures["precision"],
         "recall": figures["recall"],
     }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from vimlab.data.base import Complement, DataError, Record, Source, Subset, held_out
+from vimlab.data.base import Complement, DataError, Record, Source, SourceInfo, Subset, held_out
 from vimlab.data.examples import BadRecords, Decoded, Example, ahead, reader, view_rng
 from vimlab.data.formats.tokens import TokenRecords
 from vimlab.data.sources import open_source
@@ -82,15 +82,30 @@ def open_train_eval(config: DataConfig) -> tuple[Source, Source | None]:
     else:
         train = open_source(config.train) if cache is None else cache
         evaluation = None if config.eval is None else open_source(config.eval)
-    sources = [train] if evaluation is None else [train, evaluation]
-    classes = [source.info.class_names for source in sources]
-    if None not in classes and classes[0] != classes[-1]:
-        different = sorted(set(classes[0]) ^ set(classes[-1]))[:3]
-        raise DataError(f"the classes of {config.train!r} and {config.eval!r} differ"
-                        f" ({', '.join(different) or 'in their order'}); labels would not mean the same")
-    for source in sources if config.text is not None else ():
-        check_captions(source)
+    _check(config, train.info, [train] if evaluation is None else [train, evaluation])
     return train, evaluation
+
+
+def open_eval(config: DataConfig, trained_on: SourceInfo) -> Source | None:
+    """The source of evaluation alone, for a run whose training data, as it was, need not be there any more; raises as `open_train_eval` does."""
+    if config.holdout:
+        evaluation = _hold_out(config, None)[1]
+    else:
+        evaluation = None if config.eval is None else open_source(config.eval)
+    _check(config, trained_on, [] if evaluation is None else [evaluation])
+    return evaluation
+
+
+def _check(config: DataConfig, trained_on: SourceInfo, sources: Sequence[Source]) -> None:
+    """Raises DataError where a source has other classes than training's, or no captions where they are wanted."""
+    for source in sources:
+        classes = (trained_on.class_names, source.info.class_names)
+        if None not in classes and classes[0] != classes[1]:
+            different = sorted(set(classes[0]) ^ set(classes[1]))[:3]
+            raise DataError(f"the classes of {config.train!r} and {config.eval!r} differ"
+                            f" ({', '.join(different) or 'in their order'}); labels would not mean the same")
+        if config.text is not None:
+            check_captions(source)
 
 
 def _hold_out(config: DataConfig, cache: TokenRecords | None) -> tuple[Source, Source]:

@@ -45,17 +45,17 @@ class Alignment(Drawing):
         verdicts = {scale: _verify(drawn[scale], prompts.names) for scale in scales}
         points = {s: shares(verdicts[s], held_out) | control(drawn[s], prompts.names, held_out) for s in scales}
         ceiling = shares(_verify(pictures.to_uint8(prompts.found), prompts.names), held_out)
-        groups = [name for name, _ in _groups(held_out)]
+        groups, failed = [name for name, _ in _groups(held_out)], _failed(prompts.names, verdicts[guidance])
         metrics = points[guidance] | {f"{name}_ceiling": ceiling[name] for name in groups}
         metrics |= {f"{name}_at_{s:g}": points[s][name] for s in scales if s != guidance for name in groups}
         return Result(
             metrics=metrics,
             protocol=self.protocol(subject, prompts) | {"guidance": guidance, "scales": scales} | _terms(held_out),
-            pictures={self.NAME: _grid(drawn[guidance], prompts.names, held_out, verdicts[guidance])},
+            pictures={self.NAME: _grid(drawn[guidance], prompts.names, held_out, verdicts[guidance])} | _failures(drawn[guidance], failed),
             arrays={
                 "curve": [{"guidance": s} | points[s] for s in scales],
                 "ceiling": ceiling,
-                "failed": _failed(prompts.names, verdicts[guidance]),
+                "failed": failed,
             },
         )
 
@@ -129,9 +129,16 @@ def _groups(held_out: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _failed(captions: Sequence[str], verdicts: Verdicts) -> list[dict[str, Any]]:
-    """The captions that were not met, and which of their statements do not hold."""
+    """The captions that were not met, their pictures' places, and which of their statements do not hold."""
     wrong = [[name for name, ok in v.items() if not ok] for v in verdicts]
-    return [{"caption": caption, "wrong": names} for caption, names in zip(captions, wrong, strict=True) if names]
+    return [{"caption": caption, "picture": i, "wrong": names} for i, (caption, names) in enumerate(zip(captions, wrong, strict=True)) if names]
+
+
+def _failures(images: np.ndarray, failed: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The pictures that miss the most of their captions, under what they miss."""
+    worst = sorted(failed, key=lambda f: -len(f["wrong"]))[:SHOWN]
+    labels = [f"{f['caption']}; not found: {', '.join(f['wrong'])}" for f in worst]
+    return {"alignment_failed": pictures.captioned(images[[f["picture"] for f in worst]], labels, columns=COLUMNS)} if worst else {}
 
 
 def _grid(images: np.ndarray, captions: Sequence[str], held_out: np.ndarray, verdicts: Verdicts) -> np.ndarray:

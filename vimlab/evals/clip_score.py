@@ -12,7 +12,7 @@ from vimlab.evals.drawing import Drawing, first_prompts
 from vimlab.evals.evaluator import Result, Subject
 from vimlab.scoring.scorers import Clip
 
-SHOWN, COLUMNS = 24, 6
+SHOWN, LOWEST, COLUMNS = 24, 12, 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,16 @@ class ClipScore(Drawing):
             "real": "the set's own pictures, at the size that the model sees, against their captions",
             "control": "the same pictures against the next other caption, in a circle",
         }
-        labels = [f"{c:.3f} {name}" for c, name in zip(cosines, prompts.names, strict=True)][:SHOWN]
-        grid = pictures.captioned(drawn.images[:SHOWN], labels, columns=COLUMNS)
+        labels = [f"{c:.3f} {name}" for c, name in zip(cosines, prompts.names, strict=True)]
+        lowest = np.argsort(cosines, kind="stable")[:LOWEST]
+        shown = {
+            self.NAME: pictures.captioned(drawn.images[:SHOWN], labels[:SHOWN], columns=COLUMNS),
+            f"{self.NAME}_lowest": pictures.captioned(
+                drawn.images[lowest], [labels[i] for i in lowest], columns=COLUMNS // 2, beside=prompts.images[lowest]
+            ),
+        }
         arrays = {"captions": prompts.names} | {f"cosines{name}": values.tolist() for name, values in groups.items()}
-        return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: grid}, arrays=arrays)
+        return Result(metrics=metrics, protocol=protocol, pictures=shown, arrays=arrays)
 
 
 def _cosines(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from vimlab.evals import page, workdir
 from vimlab.evals.wording import name_of
 
 # What says where a figure came from, and nothing of how it was found.
-ORIGIN = ("command", "date", "step", "evaluator", "version", "jax")
+ORIGIN = ("command", "date", "step", "evaluator", "version", "code", "jax")
 
 
 @dataclasses.dataclass(frozen=True)

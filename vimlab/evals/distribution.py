@@ -5,6 +5,7 @@ Generated pictures are compared as their protocol says; reconstructions with the
 carries its network's name.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,60 +17,16 @@ from vimlab import pictures
 from vimlab.config import ConfigError, Duration
 from vimlab.evals import features, neighbours, protocols
 from vimlab.evals.archives import write_images
+from vimlab.evals.compared import check_sets, compare, suffix_of, terms_of
 from vimlab.evals.drawing import Drawing
 from vimlab.evals.evaluator import Result, Subject
 from vimlab.evals.extractors import Extractor, ExtractorConfig, Inception
 from vimlab.evals.features import Features
-from vimlab.evals.frechet import frechet_distance
-from vimlab.evals.inception_score import inception_score
-from vimlab.evals.kernel_distance import kernel_distance
-from vimlab.evals.manifold import manifold_metrics
+from vimlab.evals.inception_score import check_count, inception_score
 from vimlab.evals.plan import conditions_of
 from vimlab.evals.reference import PAIRWISE, Reference, of_eval_set, of_file, write
 
-SUBSET, SHOWN = 1000, 16
-
-
-def compare(found: Features, reference: Reference, extractor: Extractor) -> dict[str, float]:
-    """Every figure that the two sets allow; those that need rows of the reference only where it has them."""
-    moments, suffix = found.moments(), _suffix(extractor)
-    if found.count < 2:
-        raise ConfigError(f"a Fréchet distance needs at least 2 pictures, but only {found.count} could be had")
-    titles = {"features": "fid", "spatial": "sfid"} if extractor.is_fid else {"features": "frechet" + suffix, "spatial": "spatial_frechet" + suffix}
-    figures = {
-        titles[name]: frechet_distance(moments[name], gaussian) for name, gaussian in reference.gaussians.items() if name in moments
-    }
-    if reference.rows is not None:
-        rows = found.array("features", PAIRWISE)
-        subset = _subset(len(rows), len(reference.rows))
-        if subset > 1:
-            figures["kid" + suffix], figures["kid_std" + suffix] = kernel_distance(rows, reference.rows, subset_size=subset)
-        if min(len(rows), len(reference.rows)) > 5:
-            figures |= {name + suffix: value for name, value in manifold_metrics(rows, reference.rows).items()}
-    return figures
-
-
-def _subset(*counts: int) -> int:
-    """Pictures in a subset of the kernel distance; half of a small set, so that subsets differ."""
-    return min(SUBSET, min(counts) // 2)
-
-
-def _suffix(extractor: Extractor) -> str:
-    return "" if extractor.is_fid else "_" + extractor.name.replace("-", "_")
-
-
-def _terms(found: Features, reference: Reference, extractor: Extractor) -> dict[str, Any]:
-    """What fixes these figures, for their protocol."""
-    size = None if reference.rows is None else _subset(min(found.count, PAIRWISE), len(reference.rows))
-    return {
-        "extractor": extractor.name,
-        "extractor_identity": extractor.identity,
-        "reference": dict(reference.facts),
-        "rounding": "uint8",
-        "kid": f"unbiased, cubic kernel, mean over 100 pairs of subsets of {size}",
-        "precision": f"improved precision and recall with 3 neighbours, density and coverage with 5, of at most {PAIRWISE} pictures of each set",
-        "covariance": "divided by count - 1",
-    }
+SHOWN, UNLIKE = 16, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,15 +62,15 @@ class Generated(Drawing):
                 raise ConfigError(f"evals.{self.NAME}.{name} is {mine!r}, but protocol {self.protocol!r} fixes it at {its!r}; leave one of them out")
         return count, protocol.plan
 
-    def features(self, subject: Subject, extractor: Extractor) -> tuple[Features, dict[str, Any], Callable[[int, int], np.ndarray]]:
-        """Features of the pictures to draw; the protocol; and what draws the pictures of some places, uint8[n,H,W,3]."""
+    def features(self, subject: Subject, extractor: Extractor) -> tuple[Features, dict[str, Any], Callable[[np.ndarray], np.ndarray]]:
+        """Features of the pictures to draw; the protocol; and what draws the pictures of places i64[n], uint8[n,H,W,3]."""
         count, plan = self.settled(subject)
         if count < 2:
             raise ConfigError(f"evals.{self.NAME} compares sets, and one of {count} pictures is none; give it a count")
         conditions, batch = conditions_of(subject, plan, count, self.seed)
         sampler, settings = self.sampler(subject, count, batch, self.guidance)
         seeds = np.arange(self.seed, self.seed + count, dtype=np.uint32)
-        draw = lambda start, stop: sampler.draw(conditions[start:stop], seeds[start:stop], settings).images
+        draw = lambda places: sampler.draw(conditions[places], seeds[places], settings).images
         request = self.settings() | {"guidance": self.guidance, "plan": plan, "set": subject.source.info.fingerprint if subject.source else None}
         found = features.of_drawings(subject, extractor, request, count, draw, self.pictures is not None)
         protocol = request | {"named": self.protocol, "count": count, "condition": subject.condition, "seeds": "picture i has seed + i"}
@@ -121,60 +78,85 @@ class Generated(Drawing):
 
     def export(self, found: Features) -> None:
         """Writes all pictures, where that was asked for."""
-        if self.pictures is not None:
-            write_images(self.pictures, (shard["image"] for shard in found.shards), count=found.shards.count)
+        if self.pictures is None:
+            return
+        images = (shard["image"] for shard in found.shards)
+        if jax.process_index() == 0:
+            write_images(self.pictures, images, count=found.shards.count)
+        else:
+            collections.deque(images, maxlen=0)  # The first process reads each shard for all.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fid(Generated):
-    """Compares drawn pictures with a reference: FID, sFID, KID, precision, recall, density, coverage.
+    """Compares drawn pictures with a reference: FID, sFID, KID, precision, recall, density, coverage; and looks for copies of training pictures.
 
     Attributes:
       reference: "eval" or "train", the run's sets under its evaluation crop; a file of statistics that vimlab wrote; or
         `outside:PATH`, statistics of pytorch-fid's or a reference batch of guided-diffusion's.
       write_reference: a file to write the reference's statistics to; None writes none.
-      memorised: training pictures among which the nearest to each drawn one is looked for; None looks for none.
+      memorised: training pictures, spread over the set, among which the nearest to each drawn one is looked for; None looks for none.
     """
 
     NAME: ClassVar[str] = "fid"
     reference: str = "eval"
     write_reference: str | None = None
-    memorised: int | None = None
+    memorised: int | None = 2000
 
     def run(self, subject: Subject) -> Result:
         """Draws and compares. Uses predict_fns["sample"] and ["decode"]."""
-        self._check(subject)
+        count = self._check(subject)
         extractor = self.extractor.open()
         reference = (
             of_eval_set(subject, extractor, self.reference)
             if self.reference in ("eval", "train")
             else of_file(self.reference, subject, extractor, "generation")
         )
+        check_sets(self.NAME, count, reference, self.write_reference)
         found, protocol, draw = self.features(subject, extractor)
         metrics = compare(found, reference, extractor)
-        first = draw(0, min(SHOWN, found.count))
         self.export(found)
         if self.write_reference:
             write(self.write_reference, "generation", reference, extractor)
-        shown = {"drawn": pictures.grid([first[i : i + 8] for i in range(0, len(first), 8)])}
+        shown, arrays, first = self._show(found, reference, draw)
         if self.memorised:
-            metrics |= self._memory(subject, extractor, found, first, shown)
-            protocol["memorised"] = f"mean distance to the nearest of {self.memorised} training pictures, drawn over unseen real ones"
-        return Result(metrics=metrics, protocol=protocol | _terms(found, reference, extractor), pictures=shown)
+            metrics |= self._memory(subject, extractor, found, first[: neighbours.SHOWN], shown)
+            protocol["memorised"] = f"mean distance to the nearest of {self.memorised:,} training pictures, drawn over unseen real ones"
+        return Result(metrics=metrics, protocol=protocol | terms_of(found, reference, extractor), pictures=shown, arrays=arrays)
+
+    def _show(self, found: Features, reference: Reference, draw: Callable) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
+        """Grids of the first pictures and of those farthest from every real one; which those are; and the first pictures themselves."""
+        places, arrays = np.arange(min(SHOWN, found.count)), {}
+        if reference.rows is not None:
+            distances = neighbours.nearest(found.array("features", PAIRWISE), reference.rows)[0][:, 0]
+            far = np.argsort(-distances, kind="stable")[:UNLIKE]
+            unlike = found.places(PAIRWISE)[far]
+            arrays["unlike"] = [{"picture": int(p), "distance": float(d)} for p, d in zip(unlike, distances[far], strict=True)]
+            places = np.concatenate([places, unlike])
+        images = draw(places)
+        first, rest = images[:SHOWN][: found.count], images[min(SHOWN, found.count) :]
+        shown = {"drawn": pictures.grid([first[i : i + 8] for i in range(0, len(first), 8)])}
+        if len(rest):
+            labels = [f"picture {u['picture']}, {u['distance']:.3g} away" for u in arrays["unlike"]]
+            shown["drawn_unlike"] = pictures.captioned(rest, labels, columns=UNLIKE)
+        return shown, arrays, first
 
     def _memory(self, subject: Subject, extractor: Extractor, found: Features, first: np.ndarray, shown: dict[str, np.ndarray]) -> dict[str, float]:
+        """How near drawn pictures come to training pictures; adds the nearest of each of the first ones to `shown`."""
         training = features.of_set(subject, extractor, "train", self.memorised).array("features")
         drawn, real = found.array("features", PAIRWISE), features.of_set(subject, extractor, "eval").array("features", PAIRWISE)
-        first = first[: neighbours.SHOWN]
         _, places = neighbours.nearest(features.featurise(extractor, first)["features"], training, min(neighbours.NEAREST, len(training)))
         shown["neighbours"] = neighbours.grid(subject, self.memorised, first, places)
-        return {"nearest_training" + _suffix(extractor): neighbours.ratio(drawn, real, training)}
+        return {"nearest_training" + suffix_of(extractor): neighbours.ratio(drawn, real, training)}
 
-    def _check(self, subject: Subject) -> None:
+    def _check(self, subject: Subject) -> int:
+        """How many pictures to draw. Raises ConfigError for what is wrong before anything is computed."""
         if self.protocol and protocols.named(self.protocol, "generation").reference == "outside" and self.reference in ("eval", "train"):
             about = protocols.PROTOCOLS[self.protocol].about
             raise ConfigError(f"protocol {self.protocol!r} compares with {about}; set evals.fid.reference=outside:PATH to that file")
-        self.settled(subject)
+        if self.memorised and subject.training is None:
+            raise ConfigError("evals.fid.memorised looks among training pictures, which are not at hand; set evals.fid.memorised=none")
+        return self.settled(subject)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,10 +175,11 @@ class InceptionScore(Generated):
         extractor, size = self.extractor.open(), subject.protocol["size"]
         if "logits" not in jax.eval_shape(extractor.apply, extractor.weights, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)):
             raise ConfigError(f"the Inception Score needs a classifier, which {extractor.name} is not; set evals.inception_score.extractor.name=inception")
+        check_count(self.settled(subject)[0], self.splits)
         found, protocol, _ = self.features(subject, extractor)
-        mean, deviation = inception_score(found.array("logits"), splits=self.splits)
+        mean, deviation = inception_score((shard["logits"] for shard in found.shards), found.shards.count, splits=self.splits)
         self.export(found)
-        name = "inception_score" + _suffix(extractor)
+        name = "inception_score" + suffix_of(extractor)
         terms = {"extractor": extractor.name, "extractor_identity": extractor.identity, "splits": self.splits, "order": "shuffled, seed 2020"}
         return Result(metrics={name: mean, name + "_std": deviation}, protocol=protocol | terms)
 
@@ -229,8 +212,9 @@ class Rfid:
             reference = of_eval_set(subject, extractor)
         else:
             reference = of_file(self.reference, subject, extractor, "reconstruction")
+        check_sets(self.NAME, len(subject.source), reference, self.write_reference)
         found = features.of_reconstructions(subject, extractor)
         metrics = {f"r{name}": value for name, value in compare(found, reference, extractor).items()}
         if self.write_reference:
             write(self.write_reference, "reconstruction", reference, extractor)
-        return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | _terms(found, reference, extractor))
+        return Result(metrics=metrics, protocol={"named": self.protocol, "count": found.count} | terms_of(found, reference, extractor))

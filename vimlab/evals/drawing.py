@@ -110,7 +110,7 @@ class Drawing:
         return sampler.draw(prompts.conditions, np.arange(self.seed, self.seed + count, dtype=np.uint32), settings)
 
     def sampler(self, subject: Subject, count: int, batch: int, guidance: float) -> tuple[Sampler, Knobs]:
-        """What draws `count` pictures, `batch` at a time or fewer, and its settings.
+        """What draws `count` pictures, the subject's batch or else `batch` at a time, or fewer, and its settings.
 
         Raises:
           ConfigError: guidance other than 1 of a model that was trained without dropping its condition.
@@ -125,9 +125,9 @@ class Drawing:
             subject.spec.length, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance=guidance, schedule=self.schedule
         )
         # As few rows as the devices allow: a batch for the whole set may be many times what is drawn.
-        rows = min(batch, -(-count // subject.ways) * subject.ways)
+        rows = min(subject.batch or batch, -(-count // subject.ways) * subject.ways)
         bind = lambda fn: lambda *args: fn(subject.state, *args)
-        return Sampler(bind(sample), bind(decode), rows), settings
+        return Sampler(bind(sample), bind(decode), rows, ways=subject.ways), settings
 
     def protocol(self, subject: Subject, prompts: Prompts) -> dict[str, Any]:
         """What fixes the draws, but for guidance."""

@@ -2,9 +2,12 @@
 
 import dataclasses
 import datetime
+import functools
+import hashlib
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -43,6 +46,7 @@ class Subject:
       condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
       guided: whether it was trained without its condition too, so that guidance means something.
       ways: what every batch size is a multiple of.
+      batch: pictures drawn at a time; None is as many as a batch of the set has.
       training: opens a number of training examples, or all where there are fewer, cut as the evaluation set is: (what they
         are, one pass in batches of the evaluation's form); None where they are not at hand.
       folder: where evaluators keep what they would not compute twice; `evaluate` sets it.
@@ -58,6 +62,7 @@ class Subject:
     condition: str = "none"
     guided: bool = False
     ways: int = 1
+    batch: int | None = None
     training: Callable[[int], tuple[SourceInfo, Iterator[Mapping[str, Any]]]] | None = None
     folder: paths.Path | None = None
 
@@ -164,10 +169,19 @@ def check_protocol(protocol: Mapping[str, Any]) -> None:
         raise ConfigError(f"an evaluation figure needs its whole protocol; {missing} are missing")
 
 
+@functools.cache
+def code_digest() -> str:
+    """Twelve hexadecimal digits that change with any source file of this package: the version of code that has no release yet."""
+    digest, root = hashlib.sha256(), pathlib.Path(vimlab.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def write_result(workdir: paths.Path, name: str, step: int, protocol: Mapping[str, Any], result: Result) -> paths.Path:
     """Writes `evals/{name}_{step}.json` and the pictures of one result. Returns the former's path."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    known = {"evaluator": name, "step": step, "version": vimlab.__version__, "jax": jax.__version__, "date": date}
+    known = {"evaluator": name, "step": step, "version": vimlab.__version__, "code": code_digest(), "jax": jax.__version__, "date": date}
     finite = {k: v if math.isfinite(v) else None for k, v in result.metrics.items()}
     record = {"protocol": {**protocol, **result.protocol, **known}, "metrics": finite, "arrays": result.arrays}
     path = workdir / "evals" / f"{name}_{step:08d}.json"

@@ -11,28 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimlab.config import ConfigError
+from vimlab.evals.devices import spread
 from vimlab.evals.evaluator import Subject, rows_of, to_host
 from vimlab.evals.extractors import Extractor
 from vimlab.evals.frechet import Moments
 from vimlab.evals.shards import Arrays, Shards
-from vimlab.sampling.sampler import batches
-
-ROWS = 64  # Pictures in one call of an extractor, whatever the batch: XLA's sums depend on the shape in their last bits.
 
 
 def featurise(extractor: Extractor, images: np.ndarray) -> Arrays:
     """All that an extractor gives of pictures uint8[M,H,W,3], f32[M,…] by name."""
-    weights = jax.device_put(extractor.weights)
-    parts = []
-    for count, (rows,) in batches(ROWS, images):
-        found = _apply(extractor.apply, weights, rows)
-        parts.append({name: to_host(x)[:count] for name, x in found.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(apply: Callable, weights: Any, images: jax.Array) -> dict[str, jax.Array]:
-    return {name: x.astype(jnp.float32) for name, x in apply(weights, images.astype(jnp.float32) / 255).items()}
+    return spread(extractor.apply, extractor.weights, images)
 
 
 class Pass:
@@ -96,19 +84,19 @@ def of_reconstructions(subject: Subject, extractor: Extractor) -> "Features":
     return Features(Shards(_of_step(subject), request, len(subject.source), make), extractor)
 
 
-def of_drawings(subject: Subject, extractor: Extractor, request: Mapping[str, Any], count: int, draw: Callable[[int, int], np.ndarray],
+def of_drawings(subject: Subject, extractor: Extractor, request: Mapping[str, Any], count: int, draw: Callable[[np.ndarray], np.ndarray],
                 keep: bool) -> "Features":  # fmt: skip
     """Features of what a generator draws.
 
     Args:
       request: JSON values that fix the drawings, beside the model.
-      draw: pictures uint8[n,H,W,3] of places `start` to `stop`.
+      draw: pictures uint8[n,H,W,3] of places i64[n].
       keep: whether the pictures themselves are kept, under "image".
     """
     request = {"of": "drawings", "pictures": keep, **request, **_network(extractor), **_model(subject)}
 
     def make(first: int, last: int) -> Arrays:
-        images = draw(first, last)
+        images = draw(np.arange(first, last))
         return featurise(extractor, images) | {"real": np.ones(len(images), bool)} | ({"image": images} if keep else {})
 
     return Features(Shards(_of_step(subject), request, count, make), extractor)
@@ -134,10 +122,14 @@ class Features:
         self.count = found["features"].count
         return found
 
+    def places(self, most: int | None = None) -> np.ndarray:
+        """Of `most` pictures spread evenly over all, or of all: i64[n]."""
+        total = self.shards.count
+        return np.arange(total) if most is None or most >= total else np.arange(most) * total // most
+
     def array(self, name: str, most: int | None = None) -> np.ndarray:
         """One array of all pictures, or of `most` spread evenly over them; fewer by those that could not be read."""
-        total, start, parts = self.shards.count, 0, []
-        places = np.arange(total) if most is None or most >= total else np.arange(most) * total // most
+        start, parts, places = 0, [], self.places(most)
         for shard in self.shards:
             size = len(shard["real"])
             chosen = np.zeros(size, bool)

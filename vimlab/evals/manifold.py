@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimlab.config import ConfigError
+from vimlab.evals.devices import alone
 from vimlab.evals.feature_sets import check
 
 # Rows compared with as many others at a time. The blocks follow the set's order, so no size of batches enters a figure.
@@ -48,18 +49,19 @@ def manifold_metrics(
     centre = reference.mean(0, dtype=np.float64)
     block = min(block, max(len(samples), len(reference)))
     ours, theirs = _Blocks(samples, centre, block), _Blocks(reference, centre, block)
-    recall_radii = _radii(ours, (neighbours,))[0]
-    precision_radii, density_radii = _radii(theirs, (neighbours, density_neighbours))
     within, balls = np.zeros(ours.padded, bool), np.zeros(ours.padded, np.int64)
     reached, nearest = np.zeros(theirs.padded, bool), np.full(theirs.padded, np.inf, np.float32)
-    for i, rows in ours:
-        for j, others in theirs:
-            found = _meet(rows, others, recall_radii[i], precision_radii[j], density_radii[j])
-            in_ball, held, held_by, least = (np.asarray(x) for x in found)
-            within[i] |= in_ball
-            balls[i] += held
-            reached[j] |= held_by
-            nearest[j] = np.minimum(nearest[j], least)
+    with alone():
+        recall_radii = _radii(ours, (neighbours,))[0]
+        precision_radii, density_radii = _radii(theirs, (neighbours, density_neighbours))
+        for i, rows in ours:
+            for j, others in theirs:
+                found = _meet(rows, others, recall_radii[i], precision_radii[j], density_radii[j])
+                in_ball, held, held_by, least = (np.asarray(x) for x in found)
+                within[i] |= in_ball
+                balls[i] += held
+                reached[j] |= held_by
+                nearest[j] = np.minimum(nearest[j], least)
     count, others_count = len(samples), len(reference)
     return {
         "precision": float(within[:count].mean()),

@@ -1,5 +1,6 @@
 """Whether a generator repeats its training pictures: the nearest of them to each drawn one, in an extractor's features."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimlab import pictures
+from vimlab.evals.devices import alone
 from vimlab.evals.evaluator import Subject
 from vimlab.evals.features import Pass
 
@@ -17,12 +19,15 @@ SHOWN, NEAREST = 8, 4
 def nearest(rows: np.ndarray, others: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest of others f32[M,D] to each of rows f32[N,D]: Euclidean distances f32[N,count] and places i32[N,count]."""
     centre = others.mean(0)
-    found = [_nearest(rows[i : i + BLOCK] - centre, others - centre, count) for i in range(0, len(rows), BLOCK)]
-    squared, places = (np.concatenate(x) for x in zip(*jax.device_get(found), strict=True))
+    with alone():
+        others = jnp.asarray(others - centre)
+        found = [_nearest(rows[i : i + BLOCK] - centre, others, count) for i in range(0, len(rows), BLOCK)]
+        squared, places = (np.concatenate(x) for x in zip(*jax.device_get(found), strict=True))
     return np.sqrt(np.maximum(squared, 0)), places
 
 
-def _nearest(rows: np.ndarray, others: np.ndarray, count: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest(rows: jax.Array, others: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     product = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
     negative, places = jax.lax.top_k(2 * product - jnp.square(others).sum(-1) - jnp.square(rows).sum(-1)[:, None], count)
     return -negative, places

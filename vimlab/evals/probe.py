@@ -10,8 +10,8 @@ import numpy as np
 
 from vimlab.config import ConfigError, Duration
 from vimlab.evals import logistic
+from vimlab.evals.devices import alone
 from vimlab.evals.evaluator import Result, Subject, rows_of, to_host
-from vimlab.parallel.mesh import MeshConfig, make_mesh
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
 PIXELS = 8  # Side of the pictures that the baseline sees.
@@ -73,8 +73,7 @@ class Probe:
         if len(train.labels) < 20 or not len(test.labels):
             raise ConfigError(f"probe found {len(train.labels)} pictures with a class in {info.name!r} and {len(test.labels)} in "
                               f"{subject.protocol['data']!r}, but needs at least 20 and 1")  # fmt: skip
-        # Every process fits on a device of its own: under the model's mesh each device would do the whole work beside the others.
-        with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+        with alone():
             found = self._probe(train, test, len(classes))
         common = np.bincount(train.labels, minlength=len(classes)).argmax()
         protocol = {

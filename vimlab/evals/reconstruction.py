@@ -22,7 +22,7 @@ class Reconstruction:
 
     Attributes:
       every: how often during training.
-      pictures: images shown, the first of the set.
+      pictures: images shown, the first of the set; and of the worst as many, but at most a strip.
       lpips: paths of LPIPS's weights, one or two: see vimlab.losses.perceptual; without them it is left out.
     """
 
@@ -41,7 +41,7 @@ class Reconstruction:
         vgg = perceptual.load_weights(*self.lpips) if self.lpips else None
         parts: list[dict[str, np.ndarray]] = []
         shown: list[tuple[np.ndarray, np.ndarray]] = []
-        missing = self.pictures
+        missing, worst = self.pictures, Worst(min(self.pictures, COLUMNS))
         for images, real in subject.examples():
             rounded = _round(reconstruct(subject.state, images))
             if rounded.shape != images.shape:
@@ -50,10 +50,12 @@ class Reconstruction:
                     "evaluate at the model's own image size"
                 )
             parts.append({k: to_host(v)[real] for k, v in _figures(images, rounded, vgg).items()})
+            if self.pictures:
+                pair = [pictures.to_uint8(to_host(x)[real]) for x in (images, rounded)]
+                worst.add(parts[-1]["lpips"] if vgg else -parts[-1]["psnr"], np.stack(pair, 1))
             if missing:
-                pair = [pictures.to_uint8(to_host(x)[real][:missing]) for x in (images, rounded)]
-                shown.append((pair[0], pair[1]))
-                missing -= len(pair[0])
+                shown.append((pair[0][:missing], pair[1][:missing]))
+                missing -= len(shown[-1][0])
         # Every image's figures, in the set's order and in f64: no batch size or number of devices enters the means.
         values = {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]}
         means = {k: float(v.mean()) for k, v in values.items()}
@@ -72,7 +74,35 @@ class Reconstruction:
         if vgg:
             protocol["lpips"] = f"mean over images of LPIPS v0.1 on VGG16, f32, at the images' own size; {perceptual.provenance(*self.lpips)}"
             protocol["lpips_sha256"] = perceptual.hashes(*self.lpips)
-        return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: _grid(shown)} if shown else {})
+        if not shown:
+            return Result(metrics=metrics, protocol=protocol)
+        protocol["worst"] = "by LPIPS" if vgg else "by PSNR"
+        arrays = {"worst": worst.places.tolist()}
+        labels = [f"image {place}, {values['psnr'][place]:.1f} dB" + (f", LPIPS {values['lpips'][place]:.3f}" if vgg else "") for place in worst.places]
+        failures = pictures.captioned(worst.images[:, 0], labels, beside=worst.images[:, 1])
+        return Result(metrics=metrics, protocol=protocol, pictures={self.NAME: _grid(shown), f"{self.NAME}_worst": failures}, arrays=arrays)
+
+
+class Worst:
+    """The pictures with the largest of some numbers, the largest first; of equal ones the first.
+
+    Attributes:
+      places: in the set, of real images, counted from 0.
+      images: of these.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._seen, self._badness = count, 0, np.zeros(0)
+        self.places, self.images = np.zeros(0, int), None
+
+    def add(self, badness: np.ndarray, images: np.ndarray) -> None:
+        """The next pictures of the set [B,…] and their numbers [B], which may be NaN: the worst of all."""
+        badness = np.concatenate([self._badness, np.where(np.isnan(badness), np.inf, badness)])
+        places = np.concatenate([self.places, self._seen + np.arange(len(images))])
+        every = images if self.images is None else np.concatenate([self.images, images])
+        kept = np.argsort(-badness, kind="stable")[: self._count]
+        self._badness, self.places, self.images = badness[kept], places[kept], every[kept]
+        self._seen += len(images)
 
 
 @jax.jit

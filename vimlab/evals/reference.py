@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vimlab.evals import features, statistics
@@ -53,10 +54,11 @@ def of_file(path: str, subject: Subject, extractor: Extractor, purpose: str) -> 
 
 
 def write(path: str, purpose: str, reference: Reference, extractor: Extractor) -> None:
-    """Writes its statistics for this purpose."""
-    count = reference.facts.get("count", 0)
-    rows = reference.rows if reference.rows is not None and len(reference.rows) == count else None
+    """Writes its statistics for this purpose, on the first process alone."""
+    if jax.process_index() > 0:
+        return
+    count = reference.facts["count"]
     statistics.write(path, statistics.Statistics(
         purpose=purpose, protocol=reference.facts, extractor=extractor.name, identity=extractor.identity, count=count,
-        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=rows,
+        features=reference.gaussians["features"], spatial=reference.gaussians.get("spatial"), rows=reference.rows,
     ))  # fmt: skip

@@ -1,5 +1,6 @@
 """One self-contained HTML page about a run: figures with their protocol, pictures, curves, codebook, config, environment."""
 
+import collections
 import datetime
 import json
 import os
@@ -16,6 +17,7 @@ from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
 
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
+FAILURES = ("drawn_unlike", "alignment_failed", "clip_score_lowest", "reconstruction_worst")
 DRAWN = ("prompts", "samples", "drawn", "neighbours", "alignment", "clip_score")  # Pictures of the model's own making: what people look at first.
 
 
@@ -104,7 +106,17 @@ def samples(run: workdir.Run) -> str:
 
 def shown_pictures(run: workdir.Run) -> str:
     """All other pictures."""
-    return page.section("Pictures", _pictures(run, [name for name in run.pictures if name not in DRAWN]))
+    return page.section("Pictures", _pictures(run, [name for name in run.pictures if name not in (*DRAWN, *FAILURES)]))
+
+
+def failures(run: workdir.Run) -> str:
+    """What the model is worst at."""
+    records, note = run.results.get("alignment"), ""
+    if records and (failed := records[-1]["arrays"]["failed"]):
+        missed = collections.Counter(name.split()[0] for f in failed for name in f["wrong"])
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in missed.most_common())
+        note = f"<p>{len(failed):,} of {records[-1]['protocol']['count']:,} captions are not shown in full. Statements missed, by kind: {kinds}.</p>"
+    return page.section("Failures", note, _pictures(run, [name for name in FAILURES if name in run.pictures], history=False))
 
 
 def curves(run: workdir.Run) -> str:
@@ -187,6 +199,7 @@ SECTIONS: Sequence[Callable[[workdir.Run], str]] = (
     samples,
     figures,
     shown_pictures,
+    failures,
     curves,
     codebook,
     language,
@@ -208,12 +221,12 @@ def _plain(tree: dict[str, Any]) -> dict[str, str]:
     return {k: v if len(v) <= LONGEST_VALUE else f"{v[:LONGEST_VALUE]}… ({len(v):,} characters)" for k, v in text.items()}
 
 
-def _pictures(run: workdir.Run, names: Sequence[str]) -> str:
-    """Of each series of pictures the newest, and from the way there the first and the middle one."""
+def _pictures(run: workdir.Run, names: Sequence[str], *, history: bool = True) -> str:
+    """Of each series of pictures the newest, and with `history` from the way there the first and the middle one."""
     parts = []
     for name in names:
         files = run.pictures[name]
-        early = [files[i] for i in sorted({0, (len(files) - 1) // 2} - {len(files) - 1})]
+        early = [files[i] for i in sorted({0, (len(files) - 1) // 2} - {len(files) - 1})] if history else []
         title = PICTURES.get(name, name.replace("_", " ").capitalize())
         parts.append(_picture(title, *files[-1]))
         if early:

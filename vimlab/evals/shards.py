@@ -13,10 +13,10 @@ from absl import logging
 
 from vimlab.config import ConfigError
 from vimlab.data.shards import Progress
+from vimlab.evals.devices import Arrays, from_first
 from vimlab.paths import Path, beside, place, write_whole
 
 SIZE = 1024  # Images in a shard: whatever the batch, so that shards of one batch size go on under another.
-Arrays = dict[str, np.ndarray]
 
 
 class Shards:
@@ -74,27 +74,23 @@ class Shards:
         return self.path / f"{index:05d}.npz"
 
     def _read(self, index: int, count: int) -> Arrays | None:
-        """A stored shard; None where it is to be made, which all processes decide alike."""
-        arrays = None
-        if self._file(index).exists():
-            try:
-                with self._file(index).open("rb") as stored, np.load(stored) as file:
-                    arrays = {name: file[name] for name in file.files}
-                if any(len(x) != count for x in arrays.values()):
-                    arrays = None
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-                logging.warning("%s is damaged and is made again", self._file(index))
-        return arrays if _all_agree(arrays is not None) else None
+        """A stored shard as the first process finds it, whose disk alone need hold it; None where it is to be made."""
+        return from_first(self._load(index, count) if jax.process_index() == 0 else None)
+
+    def _load(self, index: int, count: int) -> Arrays | None:
+        if not self._file(index).exists():
+            return None
+        try:
+            with self._file(index).open("rb") as stored, np.load(stored) as file:
+                arrays = {name: file[name] for name in file.files}
+            if all(len(x) == count for x in arrays.values()):
+                return arrays
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            pass
+        logging.warning("%s is damaged and is made again", self._file(index))
+        return None
 
     def _write(self, index: int, arrays: Arrays) -> None:
         with beside(self._file(index)) as file:
             np.savez(file, **arrays)
 
-
-def _all_agree(value: bool) -> bool:
-    """Whether it is so on every process."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.int32(value)).all())

@@ -38,10 +38,11 @@ class Statistics:
       count: images.
       features: their Gaussian, D dimensions.
       spatial: the Gaussian of the spatial features (sFID), where the network has them.
-      rows: f32[count,D], the features themselves, where kernel distance, precision and recall are wanted.
+      rows: f32[M,D], the features themselves, or of a large set those of M images spread evenly over it, where kernel distance,
+        precision and recall are wanted.
 
     Raises:
-      ConfigError: another purpose, or rows that are not the `count` features that the Gaussian is of.
+      ConfigError: another purpose, or rows that are none, or more than, the `count` features that the Gaussian is of.
     """
 
     purpose: str
@@ -56,7 +57,9 @@ class Statistics:
     def __post_init__(self):
         if self.purpose not in PURPOSES:
             raise ConfigError(f"the purpose of statistics is {self.purpose!r}, but must be one of {list(PURPOSES)}")
-        if self.rows is not None and self.rows.shape != (self.count, len(self.features.mean)):
+        if self.rows is None:
+            return
+        if self.rows.ndim != 2 or not 1 <= len(self.rows) <= self.count or self.rows.shape[1] != len(self.features.mean):
             raise ConfigError(f"{self.count} images have {len(self.features.mean)} features each, but rows is {self.rows.shape}")
 
 

@@ -115,6 +115,10 @@ PICTURES = {
     "neighbours": "Drawn pictures on the left; beside each the training pictures nearest to it",
     "drawn": "The first of the pictures whose set was compared",
     "alignment": "Drawn from the caption alone, ticked where every statement of it is found in the picture",
+    "drawn_unlike": "Of the pictures drawn, those farthest from every real one in the features that were compared",
+    "reconstruction_worst": "The images that come back worst; on the right, what the model makes of each",
+    "alignment_failed": "The pictures that miss the most of their captions, and what is not found in each",
+    "clip_score_lowest": "The pictures that fit their captions least by CLIP's cosine, the set's own on the right",
     "clip_score": "Drawn from the caption, which follows its cosine to the picture in CLIP's space",
 }
 GROUPS = ("seen", "held_out", "seen_ceiling", "held_out_ceiling", "seen_control", "held_out_control")

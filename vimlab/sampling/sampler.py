@@ -40,12 +40,14 @@ class Sampler:
       decode: ids i32[B,N] → f32[B,H,W,3] in [0, 1].
       batch_size: B of all calls of `sample` and `complete`; a multiple of the data-parallel devices keeps all of them busy.
       complete: (condition, seeds, knobs, given i32[B,N], keep bool[B,N]) → Samples; for draws that keep tokens.
+      ways: data-parallel devices, each of which decodes GROUP rows at a time; 1 is for no more rows than one device takes.
     """
 
     def __init__(
-        self, sample: Callable[..., Samples], decode: Callable[..., Any], batch_size: int, complete: Callable[..., Samples] | None = None
-    ) -> None:
-        self._sample, self._decode, self._batch_size, self._complete = sample, decode, batch_size, complete
+        self, sample: Callable[..., Samples], decode: Callable[..., Any], batch_size: int, complete: Callable[..., Samples] | None = None,
+        ways: int = 1,
+    ) -> None:  # fmt: skip
+        self._sample, self._decode, self._batch_size, self._complete, self._ways = sample, decode, batch_size, complete, ways
 
     def draw(
         self, conditions: np.ndarray, seeds: np.ndarray, knobs: Knobs, given: np.ndarray | None = None, keep: np.ndarray | None = None,
@@ -70,12 +72,12 @@ class Sampler:
             if progress:
                 progress(count)
         ids, log_probs = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return Drawn(ids, log_probs, calls, in_groups(lambda ids: to_uint8(to_host(self._decode(ids))), ids))
+        return Drawn(ids, log_probs, calls, in_groups(lambda ids: to_uint8(to_host(self._decode(ids))), ids, ways=self._ways))
 
 
-def in_groups(fn: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """`fn`, which treats rows alike, of all rows of some arrays [M,…]; it is only ever called with GROUP of them."""
-    return np.concatenate([to_host(fn(*rows))[:count] for count, rows in batches(GROUP, *arrays)])
+def in_groups(fn: Callable[..., Any], *arrays: np.ndarray, ways: int = 1) -> np.ndarray:
+    """`fn`, which treats rows alike, of all rows of some arrays [M,…]; it is only ever called with GROUP of them for each of `ways` devices."""
+    return np.concatenate([to_host(fn(*rows))[:count] for count, rows in batches(GROUP * ways, *arrays)])
 
 
 def batches(size: int, *arrays: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:

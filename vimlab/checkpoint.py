@@ -27,6 +27,7 @@ from absl import logging
 
 from vimlab.checksums import SEAL, damage, read_seal, seal, write_file
 from vimlab.config import ConfigError, Duration, UserError
+from vimlab.parallel import multihost
 
 
 class CheckpointError(UserError):
@@ -89,7 +90,7 @@ class Checkpointer:
             # Trained weights hardly compress; trying costs five times the CPU time.
             self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         try:
-            _on_first_process(lambda: self._begin(folder, arrays, meta))
+            multihost.first(lambda: self._begin(folder, arrays, meta))
             if "cpu" in {device.platform for x in arrays.values() for device in x.devices()}:
                 # On CPU a "host copy" is a view of the device's buffer, which the next step may overwrite.
                 arrays = jax.device_put(arrays, {name: x.sharding for name, x in arrays.items()}, may_alias=False)
@@ -107,7 +108,7 @@ class Checkpointer:
         step, future = self._pending
         error = future.exception()
         self._pending = None
-        if _on_any_process(error is not None):
+        if multihost.on_any(error is not None, f"the end of saving step {step}"):
             cause = "another process could not write its part" if error is None else _one_line(error)
             raise CheckpointError(f"step {step} could not be saved in {self.directory}: {cause}") from error
         self._saved.add(step)
@@ -125,8 +126,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What an error has ended on one of several processes, others cannot wait for; a save under way counts only if it still ends.
+        if kind is None or multihost.count() == 1:
+            self.close()
 
     def steps(self) -> list[int]:
         """The committed steps, ascending; whether their files are still whole, `find` says."""
@@ -153,8 +156,7 @@ class Checkpointer:
         Raises:
           CheckpointError: `step` does not exist or is damaged, or there are checkpoints and all are damaged.
         """
-        found = _on_first_process(lambda: self._newest_good() if step is None else self._good(step))
-        return None if found < 0 else found
+        return multihost.first(lambda: self._newest_good() if step is None else self._good(step))
 
     def load(self, step: int, abstract: Any, *, subset: bool = False) -> Any:
         """Reads a step's arrays, without looking at checksums.
@@ -207,7 +209,7 @@ class Checkpointer:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} is damaged: {reason}; choose another of {steps}")
         return step
 
-    def _newest_good(self) -> int:
+    def _newest_good(self) -> int | None:
         committed, reasons = self.steps(), {}
         for step in reversed(self._folders()):
             reason = damage(self.directory / str(step))
@@ -220,9 +222,9 @@ class Checkpointer:
         if committed:
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged ({reasons}); bring one back from a "
                                   "copy, or move the folder away to start over")
-        return -1
+        return None
 
-    def _begin(self, folder: pathlib.Path, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> int:
+    def _begin(self, folder: pathlib.Path, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> None:
         if folder.exists():
             reason = damage(folder)
             kind, number = "corrupt" if reason else "replaced", 1
@@ -237,7 +239,6 @@ class Checkpointer:
         folder.mkdir(parents=True)
         for name, text in texts.items():
             write_file(folder / name, text.encode())
-        return 0
 
     def _commit(self, step: int) -> None:
         """In the background: when Orbax has finished on all processes, the first one seals the step and prunes."""
@@ -285,32 +286,6 @@ def check_fit(what: str, stored: dict[str, Any], wanted: dict[str, Any], subset:
         more = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
         raise CheckpointError(f"{what} is of another model: {', '.join(differences[:3])}{more}; "
                               "use the config that it was saved with")
-
-
-def _on_first_process(action: Callable[[], int]) -> int:
-    """Runs `action` on process 0 alone; every process gets its result, or an error."""
-    if jax.process_count() == 1:
-        return action()
-    from jax.experimental import multihost_utils
-
-    result, error = 0, None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except Exception as e:  # noqa: BLE001, the other processes must hear of any
-            error = e
-    if _on_any_process(error is not None):
-        raise error or CheckpointError("process 0 could not use the checkpoints; its log says why")
-    return int(multihost_utils.broadcast_one_to_all(np.int32(result)))
-
-
-def _on_any_process(flag: bool) -> bool:
-    """Whether `flag` is true on at least one process; all of them wait for each other here."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _one_line(error: BaseException) -> str:

@@ -29,7 +29,8 @@ from vimlab.data.images import DECODER
 from vimlab.data.pipeline import EvalPipeline, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
-from vimlab.parallel.rules import batch_sharding
+from vimlab.parallel.multihost import PACKAGES
+from vimlab.parallel.rules import batch_sharding, rows_here
 from vimlab.pictures import write_whole
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
@@ -44,7 +45,6 @@ TASKS: dict[str, tuple[type[RunConfig], type[Task]]] = {
 }
 # What may differ between a run and its continuation, because it does not change what is computed.
 FREE_KEYS = ("log.", "checkpoint.", "evals.", "mesh.", "data.threads", "data.prefetch", "data.max_bad", "max_nonfinite")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
 
 
 def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
@@ -181,7 +181,7 @@ class Run:
         """Starts passes over a source under evaluation's crop, in global batches."""
         pipeline = EvalPipeline(
             source, image_size=self.task.image_size, crop=self.config.data.eval_crop, batch_size=batch_size,
-            process_index=jax.process_index(), process_count=jax.process_count(), threads=self.config.data.threads,
+            rows=rows_here(self.mesh, batch_size), threads=self.config.data.threads,
             max_bad=self.config.data.max_bad, text=self.task.text,
         )
         sharding = batch_sharding(self.mesh)

@@ -8,7 +8,6 @@ the same command again continues as if nothing had happened.
 import argparse
 import json
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +28,9 @@ from vimlab.evals import evaluate
 from vimlab.evals.report import write_report
 from vimlab.export import init_from
 from vimlab.metrics import Averages, Progress, Speed, Writer, clock
-from vimlab.parallel.rules import batch_sharding
+from vimlab.parallel import multihost
+from vimlab.parallel.rules import batch_sharding, rows_here
+from vimlab.parallel.stopping import StopSignal
 from vimlab.run import Run
 from vimlab.tasks.task import RunConfig
 
@@ -42,9 +43,11 @@ def main(argv: Sequence[str]) -> int:
                         "set single keys with --config.optim.learning_rate=1e-4")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run; the same command on the same folder resumes it")
     parser.add_argument("--allow-config-change", action="store_true", help="resume although the config has changed what is computed")
+    multihost.add_flags(parser)
     args = parser.parse_args(argv)
-    config = runs.resolve(configs.load(args.config), overrides)
-    return train(config, args.workdir, allow_config_change=args.allow_config_change)
+    with multihost.joined(args):
+        config = runs.resolve(configs.load(args.config), overrides)
+        return train(config, args.workdir, allow_config_change=args.allow_config_change)
 
 
 def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool = False) -> int:
@@ -54,9 +57,12 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
       ConfigError, DataError, ShardingError, CheckpointError: a mistake of the user's, before any long work.
     """
     started = time.time()
-    check_workdir(config, workdir, allow_config_change)
+    multihost.compare("command", {"workdir": str(workdir), "allow-config-change": allow_config_change, "config": runs.to_dict(config)})
+    multihost.first(lambda: check_workdir(config, workdir, allow_config_change))
     run = Run(config.within(workdir))
     task, total = run.task, run.total_steps
+    sources = {"training": run.train_source, "evaluation": run.eval_source}
+    multihost.compare("data", {name: source and source.info.fingerprint for name, source in sources.items()} | task.identity)
     frozen = run.frozen  # Reads the files of weights: a wrong one shows now.
     checkpoints = Checkpointer(
         workdir / "checkpoints",
@@ -70,7 +76,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
     if evaluators and run.eval_source is None:
         raise ConfigError("config.evals asks for evaluations, but neither config.data.eval nor config.data.holdout gives images for them")
 
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), checkpoints:
         # ---- the state: restored, else fresh ----
         restored = checkpoints.restore(run.abstract_state())
         if restored:
@@ -88,14 +94,14 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
 
         pipeline = TrainPipeline(
             run.train_source, image_size=task.image_size, crop=config.data.crop, batch_size=config.batch_size, seed=config.seed,
-            process_index=jax.process_index(), process_count=jax.process_count(), threads=config.data.threads,
-            prefetch=config.data.prefetch, max_bad=config.data.max_bad, text=task.text, views=config.data.views,
+            rows=rows_here(run.mesh, config.batch_size), threads=config.data.threads, prefetch=config.data.prefetch,
+            max_bad=config.data.max_bad, text=task.text, views=config.data.views,
         )
         batches = prefetch_to_mesh(pipeline.iterate(start), batch_sharding(run.mesh), depth=config.data.prefetch)
         writer = Writer(workdir, resume_step=start, tensorboard=config.log.tensorboard)
         speed, progress = Speed(config.batch_size, task.flops_per_example()), Progress(start, total)
         guard = NonfiniteGuard(config.max_nonfinite, workdir)
-        stop, profiling = StopSignal(), False
+        stop, profiling = StopSignal(start), False
 
         def save(step, *, wait=False):
             meta = {"config": runs.to_dict(config), "averages": averages.sums(), "data_position": step, "inference_networks": task.inference_networks,
@@ -105,16 +111,16 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
         # ---- the loop ----
         try:
             for step in range(start, total + 1):
-                paused = time.perf_counter()
+                paused, stopping = time.perf_counter(), stop.reached(step)
                 if step > start:
                     due = {name: e for name, e in evaluators.items() if step % eval_every[name] == 0 or step == total}
                     if due:
                         figures = evaluate(due, run.subject(state, step), workdir)
                         writer.write(step, figures)
                         progress.note(step, figures)
-                    if step % save_every == 0 or step == total or stop:
-                        save(step, wait=bool(stop) or step == total)
-                    if stop:
+                    if step % save_every == 0 or step == total or stopping:
+                        save(step, wait=stopping or step == total)
+                    if stopping:
                         logging.warning("stopped by %s at step %d; the state is saved, the same command goes on", stop.name, step)
                         return exits.RESTART
                 if step == total:
@@ -141,13 +147,13 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
                     writer.write(step + 1, figures | alarms(figures, step + 1, config))
                     writer.write(step + 1, performance, performance=True)
                     progress.show(step + 1, figures | performance)
+            multihost.gather(None, "the end of training")  # Until all are here, one may ask all to stop.
         finally:
             stop.restore()
             if profiling:
                 jax.profiler.stop_trace()
             batches.close()
             progress.end()
-            checkpoints.close()
             writer.close()
     if jax.process_index() == 0:
         print(f"finished {total} steps in {clock(time.time() - started)}; report: {write_report(workdir)}")
@@ -205,16 +211,23 @@ def describe(run: Run, config: RunConfig, state, workdir: pathlib.Path, started:
     logging.info("%s, mesh %s, %s; steps %d to %d", run.environment()["devices"], dict(run.mesh.shape), np.dtype(run.dtype).name, start, run.total_steps)
     for note in run.task.notes():
         logging.info("%s", note)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        run.task.write_companions(workdir)
-        (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
-        runs.write_json(workdir / "config.json", runs.to_dict(config))
-        path = workdir / "run.json"
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
-        starts.append({"step": start, "time": now})
-        runs.write_json(path, run.environment() | {"parameters": counts, "total_steps": run.total_steps, "seed": config.seed, "starts": starts})
+    text = multihost.first(lambda: write_start(run, config, state.params, workdir, {"step": start, "time": started}, counts))
+    if not (workdir / "run.json").is_file() or (workdir / "run.json").read_text() != text:
+        raise ConfigError(f"--workdir {workdir} is another folder on process {jax.process_index()} than on process 0, whose run.json it does not "
+                          "see there; choose a folder on a file system that all processes share")
+
+
+def write_start(run: Run, config: RunConfig, params, workdir: pathlib.Path, start: dict, counts: dict[str, int]) -> str:
+    """Writes what stands in a workdir before the first step. Returns the text of run.json, in which this start is the last."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    run.task.write_companions(workdir)
+    (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    runs.write_json(workdir / "config.json", runs.to_dict(config))
+    path = workdir / "run.json"
+    starts = json.loads(path.read_text())["starts"] if path.exists() else []
+    starts.append(start | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start["time"]))})
+    runs.write_json(path, run.environment() | {"parameters": counts, "total_steps": run.total_steps, "seed": config.seed, "starts": starts})
+    return path.read_text()
 
 
 def alarms(figures: dict[str, float], step: int, config: RunConfig) -> dict[str, str]:
@@ -251,27 +264,6 @@ class NonfiniteGuard:
         if self._streak >= self._limit:
             raise FloatingPointError(f"{self._streak} steps in a row had a loss or gradient that is not finite; the first such batch is in "
                                      f"{self._workdir}; lower config.optim.learning_rate, set config.optim.clip, or look at that batch")
-
-
-class StopSignal:
-    """Remembers SIGTERM or SIGINT, so that the loop can save before it ends; a second SIGINT ends it at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def _remember(self, number, _) -> None:
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    def __bool__(self) -> bool:
-        return self.name is not None
-
-    def restore(self) -> None:
-        """Puts the old handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

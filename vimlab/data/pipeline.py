@@ -3,7 +3,7 @@
 Training example `g`, counted over the whole run and over all processes, is a function of (seed, g) alone: its record by
 a permutation for each epoch, its crop by a generator with counter g. With a fixed number K of views the crop is view
 (epoch mod K) of the record instead, which (seed, record, view) fix; a token cache holds the tokens of these. Step `s`
-holds examples [s·B, (s+1)·B) of a global batch B, and process p of P its p-th stretch of B/P. The whole position in the
+holds examples [s·B, (s+1)·B) of a global batch B, and each process reads the rows that its devices hold. The whole position in the
 data is therefore one integer, the step, whatever the number of processes, threads or restarts.
 """
 
@@ -121,26 +121,21 @@ class TrainPipeline:
       source: where records come from.
       image_size: S, side of the pictures in pixels.
       crop: policy that cuts them.
-      batch_size: of the global batch B; b = B / process_count.
+      batch_size: of the global batch B.
       seed: of shuffling and cropping.
-      process_index, process_count: which stretch of each batch is ours, of how many.
+      rows: the b rows of each batch that this process holds; all if not given.
       threads: that read and decode.
       prefetch: batches that `iterate` prepares ahead.
       max_bad: share of undecodable images put up with.
       text: encodes captions (an absent one is ""), for "text" i32[b,T] in the batch.
       views: K fixed crops of each image, view (epoch mod K) in each epoch; None crops afresh for each example.
-
-    Raises:
-      DataError: the batch does not divide by the processes.
     """
 
-    def __init__(self, source: Source, *, image_size: int, crop: Crop, batch_size: int, seed: int, process_index: int = 0,
-                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
+    def __init__(self, source: Source, *, image_size: int, crop: Crop, batch_size: int, seed: int, rows: Sequence[int] | None = None,
+                 threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
                  text: TextTokenizer | None = None, views: int | None = None):
-        if batch_size % process_count:
-            raise DataError(f"batch_size {batch_size} does not divide by {process_count} processes")
-        self.source, self._batch_size, self._local = source, batch_size, batch_size // process_count
-        self._first, self._threads, self._prefetch = process_index * self._local, threads, prefetch
+        self.source, self._batch_size, self._ours = source, batch_size, range(batch_size) if rows is None else rows
+        self._threads, self._prefetch = threads, prefetch
         self._bad = BadRecords(max_bad, source.info.name)
         decoded = Decoded(source, image_size, self._bad)
 
@@ -181,9 +176,8 @@ class TrainPipeline:
         """The stored records (captions and keys too) at a step, row by row, their images not decoded."""
         return [self.source[self._indices[g]] for g in self._rows(step)]
 
-    def _rows(self, step: int) -> range:
-        first = step * self._batch_size + self._first
-        return range(first, first + self._local)
+    def _rows(self, step: int) -> list[int]:
+        return [step * self._batch_size + row for row in self._ours]
 
 
 class EvalPipeline:
@@ -193,13 +187,11 @@ class EvalPipeline:
     The arguments are TrainPipeline's; `crop` gets no random generator.
     """
 
-    def __init__(self, source: Source, *, image_size: int, crop: Center | Resize, batch_size: int, process_index: int = 0,
-                 process_count: int = 1, threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
+    def __init__(self, source: Source, *, image_size: int, crop: Center | Resize, batch_size: int, rows: Sequence[int] | None = None,
+                 threads: int = 8, prefetch: int = 2, max_bad: float = 0.01,
                  text: TextTokenizer | None = None):
-        if batch_size % process_count:
-            raise DataError(f"batch_size {batch_size} does not divide by {process_count} processes")
         self.source, self._size, self._crop, self._batch_size, self._text = source, image_size, crop, batch_size, text
-        self._local, self._first = batch_size // process_count, process_index * (batch_size // process_count)
+        self._ours = range(batch_size) if rows is None else rows
         self._threads, self._prefetch = threads, prefetch
         self._bad = BadRecords(max_bad, source.info.name)
         self._decoded = Decoded(source, image_size, self._bad)
@@ -214,8 +206,8 @@ class EvalPipeline:
         return {"seen": self._bad.seen, "bad": self._bad.bad}
 
     def __iter__(self) -> Iterator[Batch]:
-        firsts = range(self._first, self._first + len(self) * self._batch_size, self._batch_size)
-        return _batches(self._example, (range(first, first + self._local) for first in firsts), self._threads, self._prefetch)
+        groups = ([batch * self._batch_size + row for row in self._ours] for batch in range(len(self)))
+        return _batches(self._example, groups, self._threads, self._prefetch)
 
     def _example(self, index: int) -> dict:
         example = self._decoded.read(index) if index < len(self.source) else None
@@ -231,7 +223,7 @@ def _described(record: Record, index: int, text: TextTokenizer | None) -> dict:
     return row if text is None else row | {"text": text.encode(record.get("caption", ""))}
 
 
-def _batches(function: Callable[[int], dict], groups: Iterator[range], threads: int, prefetch: int) -> Iterator[Batch]:
+def _batches(function: Callable[[int], dict], groups: Iterator[Sequence[int]], threads: int, prefetch: int) -> Iterator[Batch]:
     with contextlib.closing(ahead(function, groups, threads, prefetch)) as rows:
         for group in rows:
             yield _collate(group)

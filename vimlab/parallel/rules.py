@@ -141,3 +141,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The layout of a batch: its first dimension over every data-parallel axis."""
     return NamedSharding(mesh, spec(("batch",)))
 
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> list[int]:
+    """Which rows of a global batch the devices of this process hold, ascending; devices that split no batch hold the same."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in held for row in range(*rows.indices(batch_size))})

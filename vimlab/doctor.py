@@ -12,6 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from vimlab import config as configs
+from vimlab.config import ConfigError
+from vimlab.parallel import multihost
+
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
           "absl-py", "pillow", "tensorboardX")
 OPTIONAL = {
@@ -25,7 +29,20 @@ def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("."), help="folder to test writing in")
+    pod = parser.add_argument_group("many processes of one run")
+    pod.add_argument("--pod", action="store_true", help="check what the processes of a run need together: started once on every host")
+    pod.add_argument("--config", help="take the data batch of the --pod check from this config's data (default: the emoji)")
+    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of every --pod check (default 60)")
+    multihost.add_flags(parser)
+    parser.set_defaults(init_timeout=None)
+    argv, overrides = configs.split_overrides(argv)
     args = parser.parse_args(argv)
+    if args.pod:
+        from vimlab.doctor_pod import check_pod
+
+        return check_pod(args, overrides)
+    if overrides or args.config or args.coordinator or args.distributed == "on":
+        raise ConfigError("these options are for the check of many processes; add --pod")
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
         ("packages", packages),

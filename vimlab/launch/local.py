@@ -86,7 +86,7 @@ class Start:
         """Starts the processes, waits for the last of them, and tells how they ended."""
         self.show()
         logs = [self.folder.log(i) for i in range(self.plan.processes)]
-        begins = [log.stat().st_size if log.exists() else 0 for log in logs]
+        begins = [self._title(log) for log in logs]
         workers = [self._begin(i, log, lock) for i, log in enumerate(logs)]
         self._record([w.pid for w in workers])
         shown = _Relay(logs[0], begins[0])
@@ -117,21 +117,27 @@ class Start:
         self._record([w.pid for w in workers], codes, end)
         return end
 
+    def _title(self, log: pathlib.Path) -> int:
+        """Notes in a log that a start follows. Returns where its own output begins."""
+        with open(log, "ab") as file:
+            file.write(f"==== start {self.number} at {now()}: {' '.join(self.argv)}\n".encode())
+        return log.stat().st_size
+
     def _begin(self, index: int, log: pathlib.Path, lock: int) -> subprocess.Popen:
         env = {k: v for k, v in os.environ.items() if k not in OURS} | self.plan.environment(index, self.port)
         with open(log, "ab") as file:
-            file.write(f"==== start {self.number} at {now()}: {' '.join(self.argv)}\n".encode())
-            file.flush()
             # A session of its own: Ctrl-C in the terminal reaches the processes through the launcher alone, once.
             return subprocess.Popen(self.argv, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                                     pass_fds=(lock,))
 
     def _patience(self, first: Sequence[int], workers: Sequence[subprocess.Popen]) -> float:
-        """Seconds that the other processes have; they are asked to end unless they are about to, having saved together."""
-        if judge_all(first)[1] == exits.RESTART:
+        """Seconds that the other processes have from here; those of a process that could not say why it ended are asked to end."""
+        code = judge_all(first)[1]
+        if code == exits.RESTART:  # All have saved together and are about to end.
             return self.plan.grace
-        for worker in workers:
-            _send(worker, signal.SIGTERM)
+        if code < 0:
+            for worker in workers:
+                _send(worker, signal.SIGTERM)
         return min(ENDING, self.plan.grace)
 
     def _end(self, first: Sequence[int], codes: Sequence[int], logs: Sequence[pathlib.Path], begins: Sequence[int]) -> End:

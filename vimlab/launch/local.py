@@ -93,15 +93,15 @@ class Start:
         first: list[int] = []  # The exit codes that were there when the first process ended otherwise than well.
         deadline = None
         try:
-            while any(w.poll() is None for w in workers):
+            while None in (states := [w.poll() for w in workers]):
                 shown.step()
                 for number in signals.take():
                     for worker in workers:
                         _send(worker, number)
                     deadline = deadline or time.monotonic() + self.plan.grace
-                codes = [w.returncode for w in workers if w.returncode is not None]
-                if not first and any(codes):
-                    first = codes
+                ended = [code for code in states if code is not None]
+                if not first and any(ended):
+                    first = ended
                     deadline = deadline or time.monotonic() + self._patience(first, workers)
                 if deadline and time.monotonic() > deadline:
                     for worker in workers:

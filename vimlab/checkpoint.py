@@ -18,7 +18,6 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax

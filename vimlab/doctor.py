@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from vimlab import config as configs
 from vimlab.config import ConfigError
-from vimlab.parallel import multihost
+from vimlab.parallel import cluster
 
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
           "absl-py", "pillow", "tensorboardX")
@@ -29,20 +29,28 @@ def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("."), help="folder to test writing in")
-    pod = parser.add_argument_group("many processes of one run")
-    pod.add_argument("--pod", action="store_true", help="check what the processes of a run need together: started once on every host")
-    pod.add_argument("--config", help="take the data batch of the --pod check from this config's data (default: the emoji)")
-    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of every --pod check (default 60)")
-    multihost.add_flags(parser)
-    parser.set_defaults(init_timeout=None)
+    pod = parser.add_argument_group("the processes of a run", "Started like the run itself, as with `vimlab launch … -- doctor --pod --workdir W`.")
+    pod.add_argument("--pod", action="store_true", help="check what they need together: each other, all devices, the workdir, a data batch on each host")
+    pod.add_argument("--config", help="take the data of the batch from this config (default: the emoji)")
+    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of their coming together, and of every check (default 60)")
+    cluster.add_flags(parser)
     argv, overrides = configs.split_overrides(argv)
     args = parser.parse_args(argv)
     if args.pod:
         from vimlab.doctor_pod import check_pod
 
         return check_pod(args, overrides)
-    if overrides or args.config or args.coordinator or args.distributed == "on":
-        raise ConfigError("these options are for the check of many processes; add --pod")
+    if overrides or args.config:
+        raise ConfigError("--config is for the data batch of --pod; add --pod")
+    if importlib.util.find_spec("jax") is None or cluster.find(args) is None:
+        return _examine(args)
+    from vimlab.parallel import multihost
+
+    with multihost.joined(args):
+        return _examine(args)
+
+
+def _examine(args: argparse.Namespace) -> int:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", python),
         ("packages", packages),

@@ -36,10 +36,10 @@ def check_pod(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
     """Runs the checks on all processes; process 0 prints a line for each. Returns 0, or 1 where one failed.
 
     Args:
-      args: `workdir`, `config`, `timeout` in seconds, and the flags of `multihost.add_flags`.
+      args: `workdir`, `config`, `timeout` in seconds, and the flags of `cluster.add_flags`.
       overrides: of the config.
     """
-    args.init_timeout = args.timeout if args.init_timeout is None else args.init_timeout
+    args.init_timeout = args.timeout
     with multihost.joined(args):
         print_first(f"{'processes':11}{multihost.count()} came")
         token = multihost.first(lambda: f"{os.getpid():x}{time.time_ns():x}")

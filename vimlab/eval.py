@@ -18,6 +18,7 @@ from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
 from vimlab.evals import EVALUATORS, evaluate, suited
 from vimlab.evals.report import write_report
+from vimlab.parallel import multihost
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.run import Run
 
@@ -49,11 +50,17 @@ def main(argv: Sequence[str]) -> int:
                         f"is better (for tokenizers {BEST['tokenizer']}, for generators {BEST['generator']})")
     parser.add_argument("--watch", action="store_true", help="evaluate each checkpoint as it appears, until that of the last step")
     parser.add_argument("--batch-size", default=None, type=int, help="images at a time; changes no figure beyond rounding")
+    multihost.add_flags(parser)
     args = parser.parse_args(argv)
+    with multihost.joined(args):
+        return _evaluate_steps(args, overrides)
 
+
+def _evaluate_steps(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
     config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)
     names = [n for n in args.evals.split(",") if n]
     config.evals.named(names)  # An unknown name is an error before any data is opened.
+    multihost.compare("evaluation", {"workdir": str(args.workdir), "evals": names, "step": args.step, "config": runs.to_dict(config)})
     # A checkpoint of any mesh is evaluated on all devices of this machine.
     run = Run(dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir), training=False)
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
@@ -82,11 +89,12 @@ def _steps(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) -> Ite
     elif args.step == "newest":
         yield None
     elif args.step == "all":
-        if not checkpoints.steps():
+        steps = multihost.first(checkpoints.steps)
+        if not steps:
             raise CheckpointError(f"{checkpoints.directory} holds no finished checkpoint yet")
-        yield from checkpoints.steps()
+        yield from steps
     elif args.step == "best":
-        yield _best(args.workdir, args.best or BEST[run.config.NAME], checkpoints.steps())
+        yield multihost.first(lambda: _best(args.workdir, args.best or BEST[run.config.NAME], checkpoints.steps()))
     elif args.step.isdigit():
         yield int(args.step)
     else:
@@ -97,7 +105,7 @@ def _appearing(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) ->
     """Checkpoints as they are committed, the newest where several appeared meanwhile; ends after the last step's."""
     last = None
     while last is None or last < run.total_steps:
-        newest = checkpoints.latest()
+        newest = multihost.first(checkpoints.latest)
         if newest is not None and newest != last:
             last = newest
             yield newest

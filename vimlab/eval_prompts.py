@@ -19,6 +19,7 @@ from vimlab.evals.benchmarks import READERS
 from vimlab.evals.evaluator import check_protocol, write_result
 from vimlab.evals.gallery import GRIDS, Gallery
 from vimlab.evals.prompt_folders import LAYOUTS, RECORD, Entry, check_layout, files_of, square, write_texts
+from vimlab.parallel import multihost
 from vimlab.sample import CONDITIONS, KNOBS, add_knobs, check_knobs, environment, knobs_of, model_request, sampler_of
 from vimlab.sampling.album import claim
 from vimlab.sampling.sampler import GROUP
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     """The `eval prompts` command."""
     args = _parser().parse_args(argv)
     args.out = args.out or args.workdir / "prompts" / args.layout
-    return _read(args) if args.read else _draw(args)
+    with multihost.joined(args):
+        return _read(args) if args.read else _draw(args)
 
 
 def _draw(args: argparse.Namespace) -> int:
@@ -51,7 +53,8 @@ def _draw(args: argparse.Namespace) -> int:
         "file": args.file.name, "prompts": digest(prompts), "limit": args.limit, "long": args.long, "layout": args.layout, "num": args.num,
     }  # fmt: skip
     entries, left_out = entries_of(args, trained, prompts)
-    claim(args.out, RECORD, request, [file for entry in entries for file in entry.files])
+    multihost.compare("prompts", request)
+    multihost.first(lambda: claim(args.out, RECORD, request, [file for entry in entries for file in entry.files]))
     protocol = protocol_of(args, trained, request, entries, len(prompts), left_out)
     if jax.process_index() == 0:
         write_record(args.out, request, protocol, environment(args), entries)
@@ -120,11 +123,8 @@ def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[E
     """Draws the pictures whose files are not there. Returns how many were there."""
     shares = len(entries[0].seeds) // len(entries[0].files)  # Pictures in a file.
     jobs = [(e, file, e.seeds[i * shares : (i + 1) * shares]) for e in entries for i, file in enumerate(e.files)]
-    missing = np.array([not (args.out / file).is_file() for _, file, _ in jobs])
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        missing = multihost_utils.broadcast_one_to_all(missing)  # All draw together, whatever each finds on its own disk.
+    # All draw together, whatever each finds on its own disk.
+    missing = multihost.first(lambda: [not (args.out / file).is_file() for _, file, _ in jobs])
     todo = [job for job, absent in zip(jobs, missing, strict=True) if absent]
     progress = Progress(len(jobs) * shares, args.quiet or jax.process_index() > 0)
     progress.skip((len(jobs) - len(todo)) * shares)
@@ -209,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     long = parser.add_mutually_exclusive_group()
     long.add_argument("--skip-long", dest="long", action="store_const", const="skip", help="leave out prompts longer than the model reads")
     long.add_argument("--truncate", dest="long", action="store_const", const="truncate", help="cut them, and say so in the gallery")
+    multihost.add_flags(parser)
     add_knobs(parser)
     return parser
 

@@ -21,6 +21,7 @@ from vimlab.config import ConfigError, suggest
 from vimlab.data.images import decode
 from vimlab.data.prompts import read_prompts
 from vimlab.data.shards import Progress
+from vimlab.parallel import multihost
 from vimlab.sampling.album import GRID, RECORD, Album
 from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
@@ -37,6 +38,11 @@ FLAGS = {"text": "give --prompt or --prompts", "class": "give --classes", "none"
 def main(argv: Sequence[str]) -> int:
     """The `sample` command."""
     args = _parser().parse_args(argv)
+    with multihost.joined(args):
+        return _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
     _check(args)
     texts = [p.text for p in read_prompts(args.prompts, "--prompts")] if args.prompts else args.prompt
     image = read_image(args.image) if args.image else None
@@ -46,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     if args.seed + total > 1 << 32:
         raise ConfigError(f"--seed is {args.seed}, but the seeds of {total:,} images must stay below 2^32; choose a smaller one")
     album = Album(args.out or args.workdir / "samples", request_of(args, trained, names, scorer), names, args.num, args.seed)
-    album.claim()
+    multihost.compare("images", album.request)
+    multihost.first(album.claim)
 
     start = time.monotonic()
     with jax.set_mesh(trained.mesh):
@@ -217,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorer-weights", metavar="FILE", help="for --rerank clip: CLIP's weights (those of `vimlab weights list`)")
     parser.add_argument("--scorer-vocabulary", metavar="FILE", help="for --rerank clip: its vocabulary (that of `vimlab weights list`)")
     parser.add_argument("--keep", type=int, metavar="K", help="write only the K best of each prompt (all)")
+    multihost.add_flags(parser)
     return parser
 
 

@@ -20,9 +20,12 @@ from vimlab.data.cache import Recipe, finish, write_shards
 from vimlab.data.formats.tokens import read_manifest
 from vimlab.data.pipeline import DataConfig, open_train_eval
 from vimlab.data.shards import claim, partial_of
+from vimlab.parallel import multihost
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding, constrain
 from vimlab.pretrained import Pretrained, open_tokenizer
+
+WEEK = 7 * 24 * 3600.0  # Seconds.
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +38,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch-size", default=64, type=int, help="pictures at a time (64)")
     parser.add_argument("--views", default=None, type=int, help="fixed crops of each picture; config.data.views, or 1, if not given")
     parser.add_argument("--shard-records", default=None, type=int, help="records in a shard (by default about 32 MB)")
+    multihost.add_flags(parser)
     args = parser.parse_args(argv)
+    with multihost.joined(args):
+        return _tokenize(args, overrides)
+
+
+def _tokenize(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> int:
     for name in ("batch_size", "views", "shard_records"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be at least 1")
@@ -75,15 +84,12 @@ def tokenize(path: str, data: DataConfig, seed: int, out: pathlib.Path, *, views
     tokenizer = open_tokenizer(path)
     recipe = Recipe(source=source, data=data, views=views, seed=seed, tokenizer=tokenizer.fingerprint, image_size=tokenizer.config.image_size,
                     dtype=jnp.dtype(dtype).name, spec=tokenizer.config.spec, shard_records=shard_records)
-    if jax.process_index() == 0:
-        claim(partial, recipe.request, "cache")
-    _wait_for_all("claimed")
+    multihost.compare("cache", recipe.request)
+    multihost.first(lambda: claim(partial, recipe.request, "cache"))
     write_shards(recipe, partial, encoder(tokenizer, dtype), batch_size=batch_size, process_index=jax.process_index(),
                  process_count=jax.process_count(), quiet=quiet)
-    _wait_for_all("written")
-    if jax.process_index() == 0:
-        finish(recipe, partial, out, tokenizer.path)
-    _wait_for_all("finished")
+    multihost.gather(None, "the end of its shards", seconds=WEEK)  # Some may have much more to do than others.
+    multihost.first(lambda: finish(recipe, partial, out, tokenizer.path))
     return read_manifest(out)
 
 
@@ -104,13 +110,6 @@ def encoder(tokenizer: Pretrained, dtype: DTypeLike) -> Callable[[np.ndarray], j
             return ids(params, jax.device_put(images, batch_sharding(mesh)))
 
     return encode
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"vimlab tokenize: {what}")
 
 
 if __name__ == "__main__":

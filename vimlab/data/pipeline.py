@@ -3,8 +3,8 @@
 Training example `g`, counted over the whole run and over all processes, is a function of (seed, g) alone: its record by
 a permutation for each epoch, its crop by a generator with counter g. With a fixed number K of views the crop is view
 (epoch mod K) of the record instead, which (seed, record, view) fix; a token cache holds the tokens of these. Step `s`
-holds examples [s·B, (s+1)·B) of a global batch B, and each process reads the rows that its devices hold. The whole position in the
-data is therefore one integer, the step, whatever the number of processes, threads or restarts.
+holds examples [s·B, (s+1)·B) of a global batch B, of which a process reads the rows that its devices hold. The whole
+position in the data is therefore one integer, the step, whatever the number of processes, threads or restarts.
 """
 
 import contextlib

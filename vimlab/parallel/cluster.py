@@ -37,11 +37,26 @@ class Cluster:
             raise ConfigError(f"{self.kind}: the process id is {self.index}, but of {self.count} processes it must be from 0 to {self.count - 1}")
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that may run as many processes."""
+    group = parser.add_argument_group("many processes", "Started once on every host, the same command works as one; TPU pods, GKE and Slurm "
+                                      "say by themselves who belongs together, elsewhere --coordinator, --num-processes and --process-id (or "
+                                      "VIMLAB_COORDINATOR, VIMLAB_NUM_PROCESSES and VIMLAB_PROCESS_ID) do.")  # fmt: skip
+    group.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help="auto: if there are several processes (default); "
+                       "on: it is an error if there are not; off: this process alone")  # fmt: skip
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with a free port there")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument("--init-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for all to come (300)")
+    group.add_argument("--peer-timeout", type=float, default=45.0, metavar="SECONDS", help="how long one may be silent before it counts as "
+                       "dead (45)")  # fmt: skip
+
+
 def find(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster that this process belongs to; None where it works alone.
 
     Args:
-      args: of `vimlab.parallel.multihost.add_flags`.
+      args: of `add_flags`.
 
     Raises:
       ConfigError: half a cluster is described, or none can be found although --distributed=on, or one is there that does not

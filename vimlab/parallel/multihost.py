@@ -27,7 +27,9 @@ import vimlab
 from vimlab import exits
 from vimlab.config import UserError, diff
 from vimlab.parallel import cluster
-from vimlab.parallel.cluster import Cluster
+from vimlab.parallel.cluster import Cluster, add_flags
+
+__all__ = ["PACKAGES", "Lost", "add_flags", "compare", "count", "first", "gather", "index", "joined", "note", "on_any", "on_stop"]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
 PATIENCE = 3600.0  # Seconds that processes wait for each other where one may have much to do; one that has died is noticed sooner.
@@ -49,21 +51,6 @@ class _Told(UserError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every command that may run as many processes."""
-    group = parser.add_argument_group("many processes", "Started once on every host, the same command works as one; TPU pods, GKE and Slurm "
-                                      "say by themselves who belongs together, elsewhere --coordinator, --num-processes and --process-id (or "
-                                      "VIMLAB_COORDINATOR, VIMLAB_NUM_PROCESSES and VIMLAB_PROCESS_ID) do.")  # fmt: skip
-    group.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help="auto: if there are several processes (default); "
-                       "on: it is an error if there are not; off: this process alone")  # fmt: skip
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, with a free port there")
-    group.add_argument("--num-processes", type=int, metavar="N")
-    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
-    group.add_argument("--init-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for all to come (300)")
-    group.add_argument("--peer-timeout", type=float, default=45.0, metavar="SECONDS", help="how long one may be silent before it counts as "
-                       "dead (45)")  # fmt: skip
 
 
 @contextlib.contextmanager

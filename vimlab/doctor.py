@@ -32,10 +32,14 @@ def main(argv: Sequence[str]) -> int:
     pod = parser.add_argument_group("the processes of a run", "Started like the run itself, as with `vimlab launch … -- doctor --pod --workdir W`.")
     pod.add_argument("--pod", action="store_true", help="check what they need together: each other, all devices, the workdir, a data batch on each host")
     pod.add_argument("--config", help="take the data of the batch from this config (default: the emoji)")
-    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of their coming together, and of every check (default 60)")
+    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of every check, and of their coming together unless --init-timeout says otherwise (default 60)")
     cluster.add_flags(parser)
+    usual = parser.get_default("init_timeout")
+    parser.set_defaults(init_timeout=None)
     argv, overrides = configs.split_overrides(argv)
     args = parser.parse_args(argv)
+    if args.init_timeout is None:
+        args.init_timeout = args.timeout if args.pod else usual
     if args.pod:
         from vimlab.doctor_pod import check_pod
 

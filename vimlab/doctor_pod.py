@@ -39,7 +39,6 @@ def check_pod(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
       args: `workdir`, `config`, `timeout` in seconds, and the flags of `cluster.add_flags`.
       overrides: of the config.
     """
-    args.init_timeout = args.timeout
     with multihost.joined(args):
         print_first(f"{'processes':11}{multihost.count()} came")
         token = multihost.first(lambda: f"{os.getpid():x}{time.time_ns():x}")

@@ -127,7 +127,7 @@ def _add_tpu_vm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=pathlib.Path, default=pathlib.Path("."), metavar="FOLDER", help="git repository to copy (default: here)")
     parser.add_argument("--no-copy", action="store_true", help="copy and install nothing: the VMs have it")
     parser.add_argument("--setup", action="append", default=[], metavar="COMMAND", help="installs the copy, in its folder; repeatable "
-                        "(default: Python 3.12 and vimlab[tpu] into ~/vimlab-env)")
+                        "(default: Python 3.12 and the copy with its extras tpu and gcs into ~/vimlab-env)")
     parser.add_argument("--python", metavar="PATH", help="the VMs' Python that has vimlab (default: of ~/vimlab-env)")
     parser.add_argument("--poll", type=float, default=30, metavar="SECONDS", help="between looks at the queue (default 30)")
     parser.add_argument("--keep", action="store_true", help="leave the TPUs when the run has finished")

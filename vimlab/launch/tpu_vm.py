@@ -24,7 +24,7 @@ PYTHON = '"$HOME/vimlab-env/bin/python"'
 # The VMs' own Python is older than 3.11.
 SETUP = """python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python 3.12 "$HOME/vimlab-env"
-python3 -m uv pip install --quiet --python "$HOME/vimlab-env" --editable '.[tpu]'"""
+python3 -m uv pip install --quiet --python "$HOME/vimlab-env" --editable '.[tpu,gcs]'"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,10 @@ for clause in act.split(";"):  # "WORKER.START=DEED"; deeds without one are for 
         kind, _, value = deed.partition(":")
         if kind == "exit":
             sys.exit(int(value))
+        if kind == "meet":  # All have come as far.
+            counts = [folder / f"starts_{i}" for i in range(int(os.environ["VIMLAB_NUM_PROCESSES"]))]
+            while not all(c.exists() and len(c.read_text()) >= number for c in counts):
+                time.sleep(0.02)
         if kind == "kill":
             os.kill(os.getpid(), int(value))
         if kind == "refuse":

@@ -74,24 +74,24 @@ def test_one_process_is_not_told_of_others(monkeypatch):
 
 
 def test_a_lost_process_ends_the_others_and_all_start_again(tmp_path, capfd):
-    assert launch(tmp_path, "1.1=kill:9;.1=sleep:60", restarts=1) == 0
+    assert launch(tmp_path, "meet;1.1=kill:9;.1=sleep:60", restarts=1) == 0
     assert starts(tmp_path) == [2, 2]
     assert "worker 1 was ended by SIGKILL" in capfd.readouterr().err
     assert (tmp_path / "run/logs/worker_1.log").read_text().count("==== start") == 2
 
 
 def test_restarts_end(tmp_path):
-    assert launch(tmp_path, "1=kill:9;sleep:60", restarts=1) == 75
+    assert launch(tmp_path, "meet;1=kill:9;sleep:60", restarts=1) == 75
     assert starts(tmp_path) == [2, 2]
 
 
 def test_a_stop_of_the_run_itself_lets_the_others_end(tmp_path):
-    assert launch(tmp_path, "1=exit:75;sleep:0.5;exit:75", restarts=0) == 75
+    assert launch(tmp_path, "meet;1=exit:75;sleep:0.5;exit:75", restarts=0) == 75
     assert not list(tmp_path.glob("saved_*"))  # They were not asked to: they had saved together.
 
 
 def test_a_mistake_is_not_repeated_and_its_sentence_is_shown(tmp_path, capfd):
-    assert launch(tmp_path, "1=refuse:the key is wrong;sleep:0.5", restarts=5, retries=5) == 2
+    assert launch(tmp_path, "meet;1=refuse:the key is wrong;sleep:0.5", restarts=5, retries=5) == 2
     assert starts(tmp_path) == [1, 1]
     assert "not started again: the key is wrong" in capfd.readouterr().err
     assert record(tmp_path)["why"] == "the key is wrong"

@@ -13,7 +13,7 @@ from vimlab import exits
 from vimlab.config import ConfigError
 from vimlab.launch.accelerators import parse_slice
 from vimlab.launch.local import describe
-from vimlab.launch.record import LaunchFolder
+from vimlab.launch.record import LaunchFolder, Shown
 from vimlab.launch.shell import Shell
 from vimlab.launch.tpu_vm import TpuVm
 
@@ -181,19 +181,12 @@ def show_files(folder: LaunchFolder, worker: str | None, lines: int, follow: boo
     if not log.exists():
         known = ", ".join(p.stem.removeprefix("worker_") for p in folder.logs()) or "none"
         raise ConfigError(f"there is no log of worker {worker or 0} in {folder.path} (there is: {known})")
-    size = log.stat().st_size
+    shown = Shown(log, log.stat().st_size)
     print(_tail(log, lines), flush=True)
     while follow:
-        going = running()  # Asked first: what is written until it ends is still shown.
-        with open(log, "rb") as file:
-            file.seek(size)
-            data = file.read()
-        size += len(data)
-        sys.stdout.write(data.decode(errors="replace"))
-        sys.stdout.flush()
-        if not going:
-            break
-        time.sleep(0.5)
+        follow = running()  # Asked first: what is written until it ends is still shown.
+        shown.step()
+        time.sleep(0.5 if follow else 0)
     return exits.FINISHED
 
 

@@ -6,13 +6,12 @@ import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
 from vimlab import exits
 from vimlab.launch.outcome import End, Outcome, judge_all, supervise
-from vimlab.launch.record import LaunchFolder, now
+from vimlab.launch.record import LaunchFolder, Shown, now
 from vimlab.launch.shell import Shell, say
 
 POLL = 0.05
@@ -89,7 +88,7 @@ class Start:
         begins = [self._title(log) for log in logs]
         workers = [self._begin(i, log, lock) for i, log in enumerate(logs)]
         self._record([w.pid for w in workers])
-        shown = _Relay(logs[0], begins[0])
+        shown = Shown(logs[0], begins[0])
         first: list[int] = []  # The exit codes that were there when the first process ended otherwise than well.
         deadline = None
         try:
@@ -180,23 +179,6 @@ def free_port() -> int:
 def _send(worker: subprocess.Popen, number: int) -> None:
     if worker.poll() is None:
         worker.send_signal(number)
-
-
-class _Relay:
-    """Shows what is added to a log."""
-
-    def __init__(self, log: pathlib.Path, begin: int) -> None:
-        self._log, self._at = log, begin
-
-    def step(self) -> None:
-        """Shows what was added since the last call."""
-        with open(self._log, "rb") as file:
-            file.seek(self._at)
-            data = file.read()
-        self._at += len(data)
-        if data:
-            sys.stdout.write(data.decode(errors="replace"))
-            sys.stdout.flush()
 
 
 class _Signals:

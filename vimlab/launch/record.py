@@ -1,11 +1,13 @@
 """The trace of a launch: a folder of logs, a lock that lives as long as its processes, and a record of what was started."""
 
+import codecs
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -100,6 +102,28 @@ class LaunchFolder:
                 raise ConfigError(f"a launch on {self.workdir} is running already; look with `vimlab launch status --workdir {self.workdir}`, "
                                   f"or end it with `vimlab launch stop --workdir {self.workdir}`") from None
             yield file.fileno()
+
+
+class Shown:
+    """Shows what is added to a log.
+
+    Args:
+      log: a file that is there.
+      begin: the byte to begin at.
+    """
+
+    def __init__(self, log: pathlib.Path, begin: int) -> None:
+        self._log, self._at = log, begin
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # A letter may be cut by the end of a look.
+
+    def step(self) -> None:
+        """Shows what was added since the last call."""
+        with open(self._log, "rb") as file:
+            file.seek(self._at)
+            data = file.read()
+        self._at += len(data)
+        sys.stdout.write(self._decoder.decode(data))
+        sys.stdout.flush()
 
 
 def _lock(file: IO) -> None:

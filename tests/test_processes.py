@@ -83,7 +83,7 @@ def test_one_process_goes_on_with_what_two_began(straight, killed, tmp_path, dev
 
 @pytest.fixture(scope="module")
 def generated(straight, tmp_path_factory):
-    """A generator's run on two processes, the second of which is told to stop after step 3, and its continuation."""
+    """A generator's run on two processes, the second of which is told to stop after step 3; its continuation; a straight run."""
     folder = tmp_path_factory.mktemp("generated")
     arguments = ["train", "--config", f"configs/parti_emoji.py:smoke,tokenizer={straight[0]}", *GENERATOR, "--workdir", folder / "w"]
     stopped = run(folder, *arguments, "--config.mesh.fsdp=8", count=2, devices=4, code=75, plots={1: {"step": 3, "signal": "SIGTERM"}})
@@ -91,15 +91,18 @@ def generated(straight, tmp_path_factory):
     shutil.copytree(folder / "w", folder / "alone")
     arguments[-1] = folder / "alone"
     alone = run(folder / "resumed", *arguments)
-    return folder, stopped, saved, alone
+    arguments[-1] = folder / "straight"
+    return folder, stopped, saved, alone, run(folder / "whole", *arguments)
 
 
 def test_sigterm_on_one_process_stops_both_at_one_step(generated):
-    folder, stopped, saved, alone = generated
+    folder, stopped, saved, alone, straight = generated
     steps = {stopped.log(i).split("stopped by SIGTERM on process 1 at step ")[1].split(";")[0] for i in (0, 1)}
     assert steps == {str(saved[-1])}
     assert f"at step {saved[-1]} of 8" in alone.log(0)
     assert max(stopped.records()) + 1 == saved[-1] == min(alone.records())
+    assert stopped.records() | alone.records() == straight.records()
+    assert_same_figures(folder / "alone", folder / "straight")
 
 
 def test_a_set_tokenized_by_two_processes_is_that_of_one(straight, tmp_path):
@@ -116,7 +119,7 @@ def test_two_processes_evaluate_and_draw_what_one_does(straight, generated, tmp_
     printed = dict(line.split() for line in process.log(0).splitlines() if line.startswith("eval/"))
     assert float(printed["eval/reconstruction/psnr"]) == pytest.approx(before["eval/reconstruction/psnr"], rel=1e-4)
     assert "eval/" not in process.log(1)
-    draw = ["sample", "--workdir", generated[0] / "alone", "--prompt", "red apple", "--prompt", "cat", "--num", 3, "--quiet"]
+    draw = ["sample", "--workdir", generated[0] / "alone", "--prompt", "apple", "--prompt", "cat", "--num", 3, "--quiet"]
     for count, devices in ((1, 1), (2, 2)):
         run(tmp_path / str(count), *draw, "--out", tmp_path / f"out{count}", count=count, devices=devices)
     names = sorted(p.name for p in (tmp_path / "out1").glob("*.png"))

@@ -26,7 +26,7 @@ from absl import logging
 
 from vimlab.checksums import SEAL, damage, read_seal, seal, write_file
 from vimlab.config import ConfigError, Duration, UserError
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange
 
 
 class CheckpointError(UserError):
@@ -89,7 +89,7 @@ class Checkpointer:
             # Trained weights hardly compress; trying costs five times the CPU time.
             self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         try:
-            multihost.first(lambda: self._begin(folder, arrays, meta))
+            exchange.first(lambda: self._begin(folder, arrays, meta))
             if "cpu" in {device.platform for x in arrays.values() for device in x.devices()}:
                 # On CPU a "host copy" is a view of the device's buffer, which the next step may overwrite.
                 arrays = jax.device_put(arrays, {name: x.sharding for name, x in arrays.items()}, may_alias=False)
@@ -107,7 +107,7 @@ class Checkpointer:
         step, future = self._pending
         error = future.exception()
         self._pending = None
-        if multihost.on_any(error is not None, f"the end of saving step {step}"):
+        if exchange.on_any(error is not None, f"the end of saving step {step}"):
             cause = "another process could not write its part" if error is None else _one_line(error)
             raise CheckpointError(f"step {step} could not be saved in {self.directory}: {cause}") from error
         self._saved.add(step)
@@ -127,7 +127,7 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # What an error has ended on one of several processes, others cannot wait for; a save under way counts only if it still ends.
-        if kind is None or multihost.count() == 1:
+        if kind is None or exchange.count() == 1:
             self.close()
 
     def steps(self) -> list[int]:
@@ -155,7 +155,7 @@ class Checkpointer:
         Raises:
           CheckpointError: `step` does not exist or is damaged, or there are checkpoints and all are damaged.
         """
-        return multihost.first(lambda: self._newest_good() if step is None else self._good(step))
+        return exchange.first(lambda: self._newest_good() if step is None else self._good(step))
 
     def load(self, step: int, abstract: Any, *, subset: bool = False) -> Any:
         """Reads a step's arrays, without looking at checksums.

@@ -57,7 +57,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         print(f"vimlab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return exits.USER_ERROR
     except KeyboardInterrupt:
-        return 130
+        return exits.INTERRUPTED
 
 
 def _set_up_log() -> None:

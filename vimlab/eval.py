@@ -18,7 +18,7 @@ from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
 from vimlab.evals import EVALUATORS, evaluate, suited
 from vimlab.evals.report import write_report
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.parallel.mesh import MeshConfig
 from vimlab.run import Run
 
@@ -60,7 +60,7 @@ def _evaluate_steps(args: argparse.Namespace, overrides: Sequence[tuple[str, str
     config = runs.resolve(runs.to_dict(runs.read_config(args.workdir)), overrides)
     names = [n for n in args.evals.split(",") if n]
     config.evals.named(names)  # An unknown name is an error before any data is opened.
-    multihost.compare("evaluation", {"workdir": str(args.workdir), "evals": names, "step": args.step, "config": runs.to_dict(config)})
+    exchange.compare("evaluation", {"workdir": str(args.workdir), "evals": names, "step": args.step, "config": runs.to_dict(config)})
     # A checkpoint of any mesh is evaluated on all devices of this machine.
     run = Run(dataclasses.replace(config, mesh=MeshConfig()).within(args.workdir), training=False)
     with jax.set_mesh(run.mesh), Checkpointer(args.workdir / "checkpoints") as checkpoints:
@@ -89,12 +89,12 @@ def _steps(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) -> Ite
     elif args.step == "newest":
         yield None
     elif args.step == "all":
-        steps = multihost.first(checkpoints.steps)
+        steps = exchange.first(checkpoints.steps)
         if not steps:
             raise CheckpointError(f"{checkpoints.directory} holds no finished checkpoint yet")
         yield from steps
     elif args.step == "best":
-        yield multihost.first(lambda: _best(args.workdir, args.best or BEST[run.config.NAME], checkpoints.steps()))
+        yield exchange.first(lambda: _best(args.workdir, args.best or BEST[run.config.NAME], checkpoints.steps()))
     elif args.step.isdigit():
         yield int(args.step)
     else:
@@ -105,7 +105,7 @@ def _appearing(args: argparse.Namespace, run: Run, checkpoints: Checkpointer) ->
     """Checkpoints as they are committed, the newest where several appeared meanwhile; ends after the last step's."""
     last = None
     while last is None or last < run.total_steps:
-        newest = multihost.first(checkpoints.latest)
+        newest = exchange.first(checkpoints.latest)
         if newest is not None and newest != last:
             last = newest
             yield newest

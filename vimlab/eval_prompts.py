@@ -19,7 +19,7 @@ from vimlab.evals.benchmarks import READERS
 from vimlab.evals.evaluator import check_protocol, write_result
 from vimlab.evals.gallery import GRIDS, Gallery
 from vimlab.evals.prompt_folders import LAYOUTS, RECORD, Entry, check_layout, files_of, square, write_texts
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.sample import CONDITIONS, KNOBS, add_knobs, check_knobs, environment, knobs_of, model_request, sampler_of
 from vimlab.sampling.album import claim
 from vimlab.sampling.sampler import GROUP
@@ -53,8 +53,8 @@ def _draw(args: argparse.Namespace) -> int:
         "file": args.file.name, "prompts": digest(prompts), "limit": args.limit, "long": args.long, "layout": args.layout, "num": args.num,
     }  # fmt: skip
     entries, left_out = entries_of(args, trained, prompts)
-    multihost.compare("prompts", request)
-    multihost.first(lambda: claim(args.out, RECORD, request, [file for entry in entries for file in entry.files]))
+    exchange.compare("prompts", request)
+    exchange.first(lambda: claim(args.out, RECORD, request, [file for entry in entries for file in entry.files]))
     protocol = protocol_of(args, trained, request, entries, len(prompts), left_out)
     if jax.process_index() == 0:
         write_record(args.out, request, protocol, environment(args), entries)
@@ -124,7 +124,7 @@ def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[E
     shares = len(entries[0].seeds) // len(entries[0].files)  # Pictures in a file.
     jobs = [(e, file, e.seeds[i * shares : (i + 1) * shares]) for e in entries for i, file in enumerate(e.files)]
     # All draw together, whatever each finds on its own disk.
-    missing = multihost.first(lambda: [not (args.out / file).is_file() for _, file, _ in jobs])
+    missing = exchange.first(lambda: [not (args.out / file).is_file() for _, file, _ in jobs])
     todo = [job for job, absent in zip(jobs, missing, strict=True) if absent]
     progress = Progress(len(jobs) * shares, args.quiet or jax.process_index() > 0)
     progress.skip((len(jobs) - len(todo)) * shares)

@@ -21,7 +21,7 @@ from vimlab.config import ConfigError, suggest
 from vimlab.data.images import decode
 from vimlab.data.prompts import read_prompts
 from vimlab.data.shards import Progress
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.sampling.album import GRID, RECORD, Album
 from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
@@ -52,8 +52,8 @@ def _sample(args: argparse.Namespace) -> int:
     if args.seed + total > 1 << 32:
         raise ConfigError(f"--seed is {args.seed}, but the seeds of {total:,} images must stay below 2^32; choose a smaller one")
     album = Album(args.out or args.workdir / "samples", request_of(args, trained, names, scorer), names, args.num, args.seed)
-    multihost.compare("images", album.request)
-    multihost.first(album.claim)
+    exchange.compare("images", album.request)
+    exchange.first(album.claim)
 
     start = time.monotonic()
     with jax.set_mesh(trained.mesh):

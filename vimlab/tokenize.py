@@ -20,7 +20,7 @@ from vimlab.data.cache import Recipe, finish, write_shards
 from vimlab.data.formats.tokens import read_manifest
 from vimlab.data.pipeline import DataConfig, open_train_eval
 from vimlab.data.shards import claim, partial_of
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding, constrain
 from vimlab.pretrained import Pretrained, open_tokenizer
@@ -84,12 +84,12 @@ def tokenize(path: str, data: DataConfig, seed: int, out: pathlib.Path, *, views
     tokenizer = open_tokenizer(path)
     recipe = Recipe(source=source, data=data, views=views, seed=seed, tokenizer=tokenizer.fingerprint, image_size=tokenizer.config.image_size,
                     dtype=jnp.dtype(dtype).name, spec=tokenizer.config.spec, shard_records=shard_records)
-    multihost.compare("cache", recipe.request)
-    multihost.first(lambda: claim(partial, recipe.request, "cache"))
+    exchange.compare("cache", recipe.request)
+    exchange.first(lambda: claim(partial, recipe.request, "cache"))
     write_shards(recipe, partial, encoder(tokenizer, dtype), batch_size=batch_size, process_index=jax.process_index(),
                  process_count=jax.process_count(), quiet=quiet)
-    multihost.gather(None, "the end of its shards", seconds=WEEK)  # Some may have much more to do than others.
-    multihost.first(lambda: finish(recipe, partial, out, tokenizer.path))
+    exchange.gather(None, "the end of its shards", seconds=WEEK)  # Some may have much more to do than others.
+    exchange.first(lambda: finish(recipe, partial, out, tokenizer.path))
     return read_manifest(out)
 
 

@@ -28,7 +28,7 @@ from vimlab.evals import evaluate
 from vimlab.evals.report import write_report
 from vimlab.export import init_from
 from vimlab.metrics import Averages, Progress, Speed, Writer, clock
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.parallel.rules import batch_sharding, rows_here
 from vimlab.parallel.stopping import StopSignal
 from vimlab.run import Run
@@ -57,12 +57,12 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
       ConfigError, DataError, ShardingError, CheckpointError: a mistake of the user's, before any long work.
     """
     started = time.time()
-    multihost.compare("command", {"workdir": str(workdir), "allow-config-change": allow_config_change, "config": runs.to_dict(config)})
-    multihost.first(lambda: check_workdir(config, workdir, allow_config_change))
+    exchange.compare("command", {"workdir": str(workdir), "allow-config-change": allow_config_change, "config": runs.to_dict(config)})
+    exchange.first(lambda: check_workdir(config, workdir, allow_config_change))
     run = Run(config.within(workdir))
     task, total = run.task, run.total_steps
     sources = {"training": run.train_source, "evaluation": run.eval_source}
-    multihost.compare("data", {name: source and source.info.fingerprint for name, source in sources.items()} | task.identity)
+    exchange.compare("data", {name: source and source.info.fingerprint for name, source in sources.items()} | task.identity)
     frozen = run.frozen  # Reads the files of weights: a wrong one shows now.
     checkpoints = Checkpointer(
         workdir / "checkpoints",
@@ -147,7 +147,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, allow_config_change: bool
                     writer.write(step + 1, figures | alarms(figures, step + 1, config))
                     writer.write(step + 1, performance, performance=True)
                     progress.show(step + 1, figures | performance)
-            multihost.gather(None, "the end of training")  # Until all are here, one may ask all to stop.
+            exchange.gather(None, "the end of training")  # Until all are here, one may ask all to stop.
         finally:
             stop.restore()
             if profiling:
@@ -211,7 +211,7 @@ def describe(run: Run, config: RunConfig, state, workdir: pathlib.Path, started:
     logging.info("%s, mesh %s, %s; steps %d to %d", run.environment()["devices"], dict(run.mesh.shape), np.dtype(run.dtype).name, start, run.total_steps)
     for note in run.task.notes():
         logging.info("%s", note)
-    text = multihost.first(lambda: write_start(run, config, state.params, workdir, {"step": start, "time": started}, counts))
+    text = exchange.first(lambda: write_start(run, config, state.params, workdir, {"step": start, "time": started}, counts))
     if not (workdir / "run.json").is_file() or (workdir / "run.json").read_text() != text:
         raise ConfigError(f"--workdir {workdir} is another folder on process {jax.process_index()} than on process 0, whose run.json it does not "
                           "see there; choose a folder on a file system that all processes share")

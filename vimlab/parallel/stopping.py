@@ -3,9 +3,7 @@
 import signal
 import threading
 
-import jax
-
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 
 
 class StopSignal:
@@ -32,12 +30,12 @@ class StopSignal:
 
     def reached(self, step: int) -> bool:
         """Whether to stop before this step. Every process asks before each of its steps."""
-        if jax.process_count() == 1:
+        if exchange.count() == 1:
             self.name = self._got
             return self.name is not None
         if self._got and not self._told:
             self._told = True
-            multihost.note("stop", f"{self._got} on process {jax.process_index()}")
+            exchange.note("stop", f"{self._got} on process {exchange.index()}")
         with self._lock:
             self._step = step
             return self._last is not None and step > self._last
@@ -50,7 +48,7 @@ class StopSignal:
 
     def _agree(self, note: str) -> None:
         with self._lock:
-            self._last = max(multihost.gather(self._step, "the step to stop at", key="vimlab/stop"))
+            self._last = max(exchange.gather(self._step, "the step to stop at", key="vimlab/stop"))
             self.name = note
 
     def _remember(self, number: int, _: object) -> None:

@@ -20,7 +20,7 @@ from vimlab import config as configs
 from vimlab import exits
 from vimlab import run as runs
 from vimlab.data.pipeline import DataConfig, TrainPipeline, open_train_eval
-from vimlab.parallel import multihost
+from vimlab.parallel import exchange, multihost
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import rows_here
 from vimlab.run import Run
@@ -40,10 +40,10 @@ def check_pod(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
       overrides: of the config.
     """
     with multihost.joined(args):
-        print_first(f"{'processes':11}{multihost.count()} came")
-        token = multihost.first(lambda: f"{os.getpid():x}{time.time_ns():x}")
-        files = [args.workdir / f".pod_check_{token}_{i}" for i in range(multihost.count())]
-        mine = files[multihost.index()]
+        print_first(f"{'processes':11}{exchange.count()} came")
+        token = exchange.first(lambda: f"{os.getpid():x}{time.time_ns():x}")
+        files = [args.workdir / f".pod_check_{token}_{i}" for i in range(exchange.count())]
+        mine = files[exchange.index()]
         checks: list[Check] = [
             ("devices", count_devices, sum_up_devices),
             ("all-reduce", all_reduce, sum_up_reduction),
@@ -62,7 +62,7 @@ def check_pod(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) ->
 
 def print_first(text: str) -> None:
     """Prints on process 0."""
-    if multihost.index() == 0:
+    if exchange.index() == 0:
         print(text, flush=True)
 
 
@@ -72,7 +72,7 @@ def run_check(name: str, find: Callable[[], Any], sum_up: Callable[[list[Any]], 
     A check that does not end cannot be broken off, and what it waits for would stop the checks after it too: then all processes end.
     """
     mine = within(find, timeout)
-    told = multihost.gather(mine, f"the check of {name}", timeout + MARGIN)
+    told = exchange.gather(mine, f"the check of {name}", timeout + MARGIN)
     wrong = [f"process {i}: {t['error']}" for i, t in enumerate(told) if "error" in t]
     if not wrong:
         try:
@@ -83,7 +83,7 @@ def run_check(name: str, find: Callable[[], Any], sum_up: Callable[[list[Any]], 
     if any(t.get("stuck") for t in told):
         print_first("the checks end here, since this one cannot be broken off")
         sys.stdout.flush()
-        time.sleep(0 if multihost.index() else 1)  # Process 0 holds what the others read their last words from.
+        time.sleep(0 if exchange.index() else 1)  # Process 0 holds what the others read their last words from.
         os._exit(exits.FAILED)
     return not wrong
 

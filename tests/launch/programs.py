@@ -12,14 +12,14 @@ import os, pathlib, signal, sys, time
 folder, act = pathlib.Path(sys.argv[1]), sys.argv[2]
 me = os.environ.get("VIMLAB_PROCESS_ID", "0")
 starts = folder / f"starts_{me}"
-starts.write_text((starts.read_text() if starts.exists() else "") + "x")
-number = len(starts.read_text())
 
 def save(*_):
     (folder / f"saved_{me}").write_text("")
     sys.exit(75)
 
 signal.signal(signal.SIGTERM, save)
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+number = len(starts.read_text())
 print(f"worker {me} of {os.environ.get('VIMLAB_NUM_PROCESSES')}, start {number}", flush=True)
 for clause in act.split(";"):  # "WORKER.START=DEED"; deeds without one are for all.
     who, _, deed = clause.rpartition("=")

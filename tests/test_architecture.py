@@ -15,7 +15,7 @@ MODULES = {
 # The first pattern that matches counts. A module may import its own level and those below.
 LEVELS = [
     (7, r"vimlab\.(plan|launch|sweep)(\..*)?"),
-    (7, r"vimlab\.(cli|train|trained|eval|eval_prompts|eval_compare|tokenize|sample|ckpt|config_command|weights_command|doctor|run|data\.commands|(data\.)?__main__)"),
+    (7, r"vimlab\.(cli|train|trained|eval|eval_prompts|eval_compare|tokenize|sample|ckpt|config_command|weights_command|doctor|doctor_pod|run|data\.commands|(data\.)?__main__)"),
     (6, r"vimlab\.tasks\..*"),
     (5, r"vimlab\.evals(\..*)?"),
     (4, r"vimlab\.((sampling|scoring)(\..*)?|pretrained)"),

@@ -17,6 +17,7 @@ COMMANDS = {
     "data": ("vimlab.data.commands", "import, check or preview a data set, train a vocabulary"),
     "weights": ("vimlab.weights_command", "which public weight files evaluations can use, and whether yours are whole"),
     "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
+    "launch": ("vimlab.launch.cli", "start a command on many processes, here or on a pod, and look after it"),
     "doctor": ("vimlab.doctor", "check this machine: versions, devices, disk, codecs"),
 }
 

@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from vimlab import config as configs
+from vimlab.config import ConfigError
 from vimlab.parallel import cluster
 
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu", "numpy",
@@ -28,8 +30,23 @@ def main(argv: Sequence[str]) -> int:
     """The `doctor` command."""
     parser = argparse.ArgumentParser(prog="vimlab doctor", description="Check this machine.")
     parser.add_argument("--workdir", default=".", help="folder, or gs:// folder of a bucket, to test writing in")
+    pod = parser.add_argument_group("the processes of a run", "Started like the run itself, as with `vimlab launch … -- doctor --pod --workdir W`.")
+    pod.add_argument("--pod", action="store_true", help="check what they need together: each other, all devices, the workdir, a data batch on each host")
+    pod.add_argument("--config", help="take the data of the batch from this config (default: the emoji)")
+    pod.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of every check, and of their coming together unless --init-timeout says otherwise (default 60)")
     cluster.add_flags(parser)
+    usual = parser.get_default("init_timeout")
+    parser.set_defaults(init_timeout=None)
+    argv, overrides = configs.split_overrides(argv)
     args = parser.parse_args(argv)
+    if args.init_timeout is None:
+        args.init_timeout = args.timeout if args.pod else usual
+    if args.pod:
+        from vimlab.doctor_pod import check_pod
+
+        return check_pod(args, overrides)
+    if overrides or args.config:
+        raise ConfigError("--config is for the data batch of --pod; add --pod")
     if importlib.util.find_spec("jax") is None or cluster.find(args) is None:
         return _examine(args)
     from vimlab.parallel import multihost

@@ -90,7 +90,7 @@ class Runner:
                 self._stages(trial, count, lock.fileno())
 
     def _stages(self, trial: Trial, count: str, lock: int) -> None:
-        attempts, seconds = 0, 0.0
+        attempts, seconds, before = 0, 0.0, self.sweep.record(trial).get("seconds", 0.0)
         while (stage := self.sweep.due(trial)) and not self._stop.is_set() and attempts < ATTEMPTS:
             command = self.sweep.command(trial, stage)
             if self.launch:
@@ -105,7 +105,7 @@ class Runner:
                 return
             if code == exits.FINISHED:
                 finished = [*self.sweep.record(trial).get("finished", ()), stage]
-                self.sweep.note(trial, state="", message="", finished=finished)
+                self.sweep.note(trial, state="", message="", finished=finished, seconds=seconds + before)
             elif goes_on(code) or self._stop.is_set():
                 attempts += 1
                 self.sweep.note(trial, state="unfinished", message=f"stopped with code {code}; its state is saved, and the same command goes on")

@@ -9,6 +9,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import pathlib
 import time
@@ -160,8 +161,6 @@ def total_steps(workdir: pathlib.Path) -> int | None:
 
 def chosen(trials: Sequence[Trial], only: str | None, index: str | None) -> list[Trial]:
     """The trials whose names match a pattern, of those every n-th from the i-th on. Raises ConfigError."""
-    import fnmatch
-
     found = [t for t in trials if fnmatch.fnmatchcase(t.name, only or "*")]
     if not found:
         raise ConfigError(f"no trial's name matches {only!r}; they are named like {trials[0].name!r}")

@@ -21,7 +21,7 @@ class Overrides(dict):
         self.common = frozenset(common)
 
 
-Part = Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+Part = Iterable[Mapping[str, Any]] | Mapping[str, Any]  # Of the latter each value is a list; `_values` says so to whom it is not.
 
 
 def product(*parts: Part) -> Iterator[Overrides]:

@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
                                      "unfinished and leaves what is done. --config.key=value is set in every trial.")
     parser.add_argument("target", help="an experiment file, or a config file as for `vimlab train`")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the sweep; trials have folders of their own below it")
+    parser.add_argument("--trials", type=pathlib.Path, metavar="FOLDER", help="folder of the trials' own workdirs (WORKDIR/trials); for launchers a "
+                        "place that their machines see")
     parser.add_argument("--over", action="append", default=[], metavar="KEY=VALUES", help="sweep a config's key over comma-separated values; "
                         "several make a grid")
     parser.add_argument("--base-arg", action="append", default=[], metavar="NAME=VALUE", help="an argument for the config, as in data=PATH")
@@ -62,11 +64,13 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--parallel is {args.parallel}, but must be at least 1")
     if args.launcher_args and args.launcher == "local":
         raise ConfigError("--launcher-args has no meaning for --launcher local, which runs plain processes")
+    folder = args.trials or args.workdir / "trials"
     runs.check_local(args.workdir)
+    runs.check_local(folder)
 
     experiment = experiments.read(args.target, args.over, args.base_arg)
     trials, same = make_trials(experiment.base, experiment.sweep(), overrides)
-    sweep = Sweep(args.workdir, args.target, tuple(args.over), tuple(args.base_arg), experiment.base,
+    sweep = Sweep(args.workdir, folder, args.target, tuple(args.over), tuple(args.base_arg), experiment.base,
                   experiment.evals if args.evals is None else args.evals, tuple(trials))
     wanted = chosen(trials, args.only, args.index)
     print(f"{len(trials)} trials" + (f" ({same} more are the same as others)" if same else "") + (f", of which {len(wanted)} here" * (wanted != trials)))

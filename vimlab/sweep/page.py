@@ -7,7 +7,7 @@ import numpy as np
 
 import vimlab
 from vimlab.evals import page, svg
-from vimlab.evals.wording import is_share, name_of
+from vimlab.evals.wording import CARDS, is_share, name_of
 from vimlab.sweep import tables
 from vimlab.sweep.experiment import Against
 from vimlab.sweep.results import Group, Results, shared_protocols, without_folders
@@ -15,7 +15,7 @@ from vimlab.sweep.trials import short_keys
 
 # The common style has six colours; a sweep's curves want more.
 MORE = ("#5b8c00", "#e0559a", "#008a9e", "#8a5a2b", "#6a5acd", "#7d8896")
-STYLE = "".join(f".c{6 + i} {{ --c: {colour}; }}\n" for i, colour in enumerate(MORE)) + "td.num { padding-left: 14px; }\n"
+STYLE = "".join(f".c{6 + i} {{ --c: {colour}; }}\n" for i, colour in enumerate(MORE)) + "th.num { text-align: right; padding-right: 0; } td.num, th.num { padding-left: 16px; } td { white-space: nowrap; } td.code { white-space: normal; }\n"
 COLOURS = 6 + len(MORE)
 CURVES = ("train/loss", "train/psnr", "train/bits_per_token", "train/codebook_usage")
 MOST_PLOTS = 4
@@ -79,11 +79,12 @@ def _against(results: Results) -> str:
 
 
 def _all_against(results: Results) -> list[Against]:
-    """The first columns against each key with more than two values; lines for the values of one other key, if there is one."""
+    """The most telling columns against each key with more than two values; lines for the values of one other key, if there is one."""
     keys = tables.changed(results)
     several = [k for k in keys if len({g.changes.get(k) for g in results.groups}) > 2]
     by = lambda key: next((k for k in keys if k != key), None)
-    return [Against(column, key, by(key)) for key in several for column in results.columns[:MOST_PLOTS]]
+    telling = [f"{evaluator}/{figure}" for evaluator, figure, _ in CARDS if f"{evaluator}/{figure}" in results.columns]
+    return [Against(column, key, by(key)) for key in several for column in (telling or results.columns)[:MOST_PLOTS]]
 
 
 def _drawn_against(results: Results, plot: Against) -> str:

@@ -220,19 +220,16 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def progress(folder: pathlib.Path) -> int | None:
-    """The newest step in a run's logs, or None before there is one; reads their ends alone."""
+    """The newest step in a run's logs, or None before there is one."""
     steps = []
     for name in ("metrics", "performance"):
         path = folder / f"{name}.jsonl"
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(max(path.stat().st_size - 65536, 0))
-                for line in reversed(file.read().decode(errors="replace").splitlines()):
-                    try:
-                        steps.append(int(json.loads(line)["step"]))
-                        break
-                    except (ValueError, KeyError, TypeError):
-                        continue  # Cut off at its beginning, or being written.
+        for line in reversed(path.read_text().splitlines() if path.is_file() else ()):
+            try:
+                steps.append(int(json.loads(line)["step"]))
+                break
+            except (ValueError, KeyError, TypeError):
+                continue  # Being written.
     return max(steps, default=None)
 
 

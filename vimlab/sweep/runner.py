@@ -20,7 +20,6 @@ from vimlab.sweep.store import Sweep
 from vimlab.sweep.trials import Trial
 
 ATTEMPTS = 3  # A trial that is lost this often in one call is left for the next.
-LOST = (128 + signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGABRT)  # As a shell says that a signal ended a process.
 
 
 @dataclasses.dataclass
@@ -137,8 +136,8 @@ class Runner:
 
 
 def goes_on(code: int) -> bool:
-    """Whether the same command continues what ended with this exit code: its state is saved, or a signal ended it."""
-    return code == exits.RESTART or code < 0 or code in LOST
+    """Whether the same command continues what ended with this exit code: its state is saved, or a signal ended it (in shells 128 + signal)."""
+    return code == exits.RESTART or code < 0 or 128 < code <= 192
 
 
 def last_sentence(log: pathlib.Path, begin: int = 0) -> str:

@@ -1,7 +1,7 @@
 """A sweep's folder: its trials, what became of each, their logs, and locks that one runner holds.
 
     W/sweep.json          what the last `vimlab sweep run` asked for: every trial with its name, overrides, config and command
-    W/trials/NAME/        the workdir of a trial
+    W/trials/NAME/        the workdir of a trial, or elsewhere where --trials says so
     W/logs/NAME.log       what its commands said
     W/records/NAME.json   how its commands ended; NAME.lock is held while they run
 """
@@ -31,6 +31,7 @@ class Sweep:
 
     Attributes:
       root: the folder.
+      folder: holds the workdirs of the trials.
       target, over, base_args: what `vimlab sweep run` was given.
       base: config file and argument.
       evals: evaluators to run after each training, comma-separated.
@@ -38,6 +39,7 @@ class Sweep:
     """
 
     root: pathlib.Path
+    folder: pathlib.Path
     target: str
     over: tuple[str, ...]
     base_args: tuple[str, ...]
@@ -46,7 +48,7 @@ class Sweep:
     trials: tuple[Trial, ...]
 
     def workdir(self, trial: Trial) -> pathlib.Path:
-        return self.root / "trials" / trial.name
+        return self.folder / trial.name
 
     def log(self, trial: Trial) -> pathlib.Path:
         return self.root / "logs" / f"{trial.name}.log"
@@ -73,10 +75,12 @@ class Sweep:
             if (old.target, old.base) != (self.target, self.base):
                 raise ConfigError(f"{self.root} holds the sweep of {old.target} over {old.base}, and not that of {self.target} over {self.base}; "
                                   "choose another --workdir")
+            if old.folder.resolve() != self.folder.resolve():
+                raise ConfigError(f"the trials of {self.root} are in {old.folder}, and not in {self.folder}; give --trials as before")
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"--workdir {self.root} is not empty and holds no sweep; choose a new folder")
         trials = [dataclasses.asdict(t) | {"command": ["vimlab", *self.command(t, "train")]} for t in self.trials]
-        record = {k: getattr(self, k) for k in ("target", "over", "base_args", "base", "evals")} | {"trials": trials}
+        record = {k: getattr(self, k) for k in ("target", "over", "base_args", "base", "evals")} | {"folder": str(self.folder), "trials": trials}
         write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
     # ---- what became of a trial ----
@@ -151,7 +155,8 @@ def load(root: pathlib.Path) -> Sweep:
         raise ConfigError(f"{root} holds no sweep.json, so it is not the --workdir of a sweep")
     record = json.loads(path.read_text())
     trials = tuple(Trial(**{k: t[k] for k in ("name", "overrides", "changes", "config")}) for t in record["trials"])
-    return Sweep(root, record["target"], tuple(record["over"]), tuple(record["base_args"]), record["base"], record["evals"], trials)
+    folder = pathlib.Path(record.get("folder", root / "trials"))
+    return Sweep(root, folder, record["target"], tuple(record["over"]), tuple(record["base_args"]), record["base"], record["evals"], trials)
 
 
 def total_steps(workdir: pathlib.Path) -> int | None:

@@ -1,7 +1,9 @@
 """Running trials: what is done stays, what was preempted goes on, what failed says why; two runners, signals, launchers."""
 
+import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -96,15 +98,31 @@ def test_a_mistake_is_said_before_anything_starts(tmp_path):
         cli.main(["status", str(tmp_path / "other")])
 
 
-def test_launchers_get_each_trial_once(tmp_path, capsys):
+def test_launchers_get_each_trial_once(tmp_path, capfd):
     work = tmp_path / "w"
-    flags = ["--launcher", "slurm", "--launcher-args", "--nodes 2"]
+    shown = ["--launcher", "slurm", "--launcher-args", "--nodes 2"]
+    assert cli.main(sweep(work, "seed=0,1", *shown)) == 0
+    assert capfd.readouterr().out.count("job 17 submitted") == 2 and not work.exists()  # The stand-in does not know what --run is for.
+    flags = [*shown[:-1], "--nodes 2 --run"]
     assert cli.main(sweep(work, "seed=0,1", *flags)) == 0
-    said = capsys.readouterr().out
-    assert f"vimlab launch slurm --nodes 2 -- train --config {BASE} --workdir {work}/trials/seed=0" in said
+    said = capfd.readouterr().out
+    found = re.search(rf"vimlab launch slurm --nodes 2 --run --name (seed-0-\w{{6}}) -- train --config {BASE} --workdir {work}/trials/seed=0", said)
+    assert found and "seed=0: job 17 submitted" in said
     assert states(work) == {"seed=0": "submitted", "seed=1": "submitted"}
     cli.main(sweep(work, "seed=0,1", *flags))
-    assert "submitted before" in capsys.readouterr().out
+    assert capfd.readouterr().out.count("submitted before") == 2
+    # What the job leaves in its workdir tells that it is done.
+    found = load(work)
+    trial, workdir = found.trials[0], found.workdir(found.trials[0])
+    (workdir / "checkpoints/20").mkdir(parents=True)
+    for name, value in (("run.json", {"total_steps": 20}), ("config.json", trial.config), ("checkpoints/20/checksums.json", {})):
+        (workdir / name).write_text(json.dumps(value))
+    assert states(work) == {"seed=0": "done", "seed=1": "submitted"}
+
+
+def test_a_launcher_that_comes_back_with_the_run_is_judged_by_its_code(tmp_path):
+    assert cli.main(sweep(tmp_path / "w", "seed=0", "--launcher", "tpu-vm", "--launcher-args", "--zone z --run")) == 0
+    assert states(tmp_path / "w") == {"seed=0": "done"}
 
 
 def test_two_runners_share_a_sweep_and_a_signal_lets_trials_save(tmp_path, capsys):

@@ -7,7 +7,7 @@ which stands for as many parts, one a key:
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vimlab.config import ConfigError

@@ -4,6 +4,8 @@ import argparse
 import importlib
 import pathlib
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -12,9 +14,9 @@ from vimlab import exits
 from vimlab import run as runs
 from vimlab.config import ConfigError
 from vimlab.sweep import experiment as experiments
-from vimlab.sweep.runner import Runner
+from vimlab.sweep.runner import Runner, launched
 from vimlab.sweep.store import Sweep, chosen
-from vimlab.sweep.trials import make_trials
+from vimlab.sweep.trials import Trial, make_trials
 
 LAUNCHERS = ("local", "slurm", "gke", "tpu-vm")
 # `vimlab sweep WORD …`: (module, what it does).
@@ -57,7 +59,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--parallel", type=int, default=1, metavar="K", help="trials at a time")
     parser.add_argument("--retry-failed", action="store_true", help="also run what failed before")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="local runs trials here; the others hand each to `vimlab launch`")
-    parser.add_argument("--launcher-args", default="", metavar="WORDS", help="further words for `vimlab launch`")
+    parser.add_argument("--launcher-args", default="", metavar="WORDS", help="further words for `vimlab launch`; without --run among them nothing "
+                        "is started, and each launch is only shown")
     parser.add_argument("--program", default=f"{shlex.quote(sys.executable)} -m vimlab", help="what `vimlab` is called as (%(default)s)")
     args = parser.parse_args(argv)
     if args.parallel < 1:
@@ -65,6 +68,8 @@ def run(argv: Sequence[str]) -> int:
     if args.launcher_args and args.launcher == "local":
         raise ConfigError("--launcher-args has no meaning for --launcher local, which runs plain processes")
     folder = args.trials or args.workdir / "trials"
+    if not args.program.strip() or shutil.which(shlex.split(args.program)[0]) is None:
+        raise ConfigError(f"--program {args.program!r} does not begin with a program that is found here; give what `vimlab` is called as")
     runs.check_local(args.workdir)
     runs.check_local(folder)
 
@@ -74,16 +79,25 @@ def run(argv: Sequence[str]) -> int:
                   experiment.evals if args.evals is None else args.evals, tuple(trials))
     wanted = chosen(trials, args.only, args.index)
     print(f"{len(trials)} trials" + (f" ({same} more are the same as others)" if same else "") + (f", of which {len(wanted)} here" * (wanted != trials)))
-    if args.dry_run:
-        for trial in wanted:
-            for stage in ("train", "eval") if sweep.evals else ("train",):
-                print(shlex.join(["vimlab", *sweep.command(trial, stage)]))
-        return exits.FINISHED
+    program, launch = shlex.split(args.program), [] if args.launcher == "local" else [args.launcher, *shlex.split(args.launcher_args)]
+    if args.dry_run or (launch and "--run" not in launch):
+        return _show(sweep, wanted, launch, [] if args.dry_run else program)
     sweep.write()
-    launch = [] if args.launcher == "local" else [args.launcher, *shlex.split(args.launcher_args)]
-    runner = Runner(sweep, shlex.split(args.program), launch, args.retry_failed)
+    runner = Runner(sweep, program, launch, args.retry_failed)
     states = list(runner.run(wanted, args.parallel).values())
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     if "failed" in states:
         return exits.FAILED
     return exits.FINISHED if set(states) <= {"done", "submitted"} else exits.RESTART
+
+
+def _show(sweep: Sweep, trials: Sequence[Trial], launch: Sequence[str], program: Sequence[str]) -> int:
+    """Prints the commands of trials; with a program, has it say what each launch would do. Returns the first exit code that is not 0, else 0."""
+    codes = [exits.FINISHED]
+    for trial in trials:
+        for stage in ("train", "eval") if sweep.evals else ("train",):
+            command = launched(sweep, trial, stage, launch)
+            print(shlex.join(["vimlab", *command]), flush=True)
+            if program:
+                codes.append(subprocess.run([*program, *command]).returncode)
+    return next(filter(None, codes), exits.FINISHED)

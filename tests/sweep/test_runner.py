@@ -86,6 +86,10 @@ def test_dry_run_only_and_index(tmp_path, capsys):
 def test_a_mistake_is_said_before_anything_starts(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
         cli.main(sweep(tmp_path / "w", "seeed=0,1"))
+    with pytest.raises(ConfigError, match="evaluator 'recon' is unknown"):
+        cli.main(sweep(tmp_path / "w", "seed=0", "--evals", "recon"))
+    with pytest.raises(ConfigError, match="--program"):
+        cli.main([*sweep(tmp_path / "w", "seed=0"), "--program", "no-such-program run"])
     assert not (tmp_path / "w").exists()
     cli.main(sweep(tmp_path / "w", "seed=0"))
     with pytest.raises(ConfigError, match="choose another --workdir"):

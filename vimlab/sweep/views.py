@@ -98,7 +98,7 @@ def best(argv: Sequence[str]) -> int:
     found = results.collect(sweep, report)
     group, statistic = results.best(found, figure)
     unit = value_of(name, statistic.mean)[1]
-    print(f"{group.name}: {leaf(name)} {tables.cell(name, statistic)} {unit}".rstrip() + f" over {len(statistic.values)} seeds, "
+    print(f"{group.name}: {leaf(name)} {tables.cell(name, statistic)} {unit}".rstrip() + f" over {len(statistic.values)} seed{'s' * (len(statistic.values) > 1)}, "
           f"the {'lowest' if sign < 0 else 'highest'} of {len(found.groups)}")
     seed = max(statistic.values, key=lambda s: sign * statistic.values[s])
     trial = next(o.trial for o in group.outcomes if o.seed == seed and name in o.figures)

@@ -148,7 +148,8 @@ def test_the_page_holds_everything_and_loads_nothing(sweep):
     drawn = [a["aria-label"] for tag, a in reader.tags if tag == "svg"]
     assert f"Codes used by the whole set against {DIM}" in drawn and "train/loss over training steps" in drawn
     curves = html[html.index("train/loss over training steps") :]
-    assert curves[: curves.index("</svg>")].count('class="line') == 3  # A curve a dimension, the mean over its seeds.
+    curves = curves[: curves.index("</svg>")]
+    assert curves.count('class="line') == 3 and curves.count('class="raw') == 9  # A curve a dimension, the mean over its seeds, and these.
 
 
 def test_asked_for_plots_and_many_groups_in_panels(tmp_path):

@@ -37,7 +37,8 @@ LARGE, SMALL = Frame(), Frame(270, 140, 3)
 class Series:
     """One curve: x f64[P] ascending, y f64[P] finite; `sparse` ones are drawn with a dot at every point.
 
-    `colour` is one of the page's six; `spread` f64[P], not negative, is drawn as a bar that reaches as far up and down.
+    `colour` is one of the page's six; `spread` f64[P], not negative, is drawn as a bar that reaches as far up and down; a `faint` one is drawn
+    thin, and as it is.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Series:
     sparse: bool = False
     colour: int = 0
     spread: np.ndarray | None = None
+    faint: bool = False
 
 
 def number(value: float) -> str:
@@ -175,11 +177,11 @@ def curves(
         tops, feet = at_y(s.y + s.spread), at_y(s.y - s.spread)
         parts += [_path(np.array([x, x]), np.array(ends), f"raw c{s.colour}") for x, *ends in zip(at_x(s.x), tops, feet, strict=True)]
     for s, x, y in drawn:
-        soft = smoothed and not s.sparse and len(x) >= 40
+        soft = smoothed and not s.sparse and not s.faint and len(x) >= 40
         parts += [_path(at_x(x), at_y(y), f"raw c{s.colour}")] * soft
         # A smoothed line stays within what was measured, so that it is positive where the axis is logarithmic.
-        parts.append(_path(at_x(x), at_y(np.clip(smooth(y), y.min(), y.max()) if soft else y), f"line c{s.colour}"))
-        if (s.sparse or len(x) == 1) and len(x) <= 60:
+        parts.append(_path(at_x(x), at_y(np.clip(smooth(y), y.min(), y.max()) if soft else y), f"{'raw' if s.faint else 'line'} c{s.colour}"))
+        if (s.sparse or len(x) == 1) and not s.faint and len(x) <= 60:
             parts += [
                 f'<circle class="dot c{s.colour}" cx="{a:.1f}" cy="{b:.1f}" r="2.4"/>'
                 for a, b in zip(at_x(x), at_y(y), strict=True)

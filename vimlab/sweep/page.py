@@ -130,7 +130,7 @@ def _curves(results: Results) -> str:
     known = {name for o in results.outcomes for name, (x, _) in o.series.items() if len(x) > 1}
     metrics = [m for m in asked or [*CURVES, *(f"eval/{c}" for c in results.columns)] if m in known]
     plots = [_drawn_curves(results, metric, title, groups) for metric in metrics for title, groups in _panels(results.groups)]
-    note = '<p class="note">Means over the seeds that have come as far.</p>'
+    note = '<p class="note">Means over the steps that all seeds have come to; thin lines are single seeds.</p>'
     return page.section("Curves", note + f'<div class="pair">{"".join(plots)}</div>' if any(plots) else "")
 
 
@@ -147,19 +147,22 @@ def _panels(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
 
 
 def _drawn_curves(results: Results, metric: str, panel: str, groups: Sequence[Group]) -> str:
-    """One metric over steps, a line a group: its mean over seeds."""
-    series = []
+    """One metric over steps, a line a group: its mean over seeds, with the seeds faintly behind it."""
+    series, seeds = [], []
     for n, group in enumerate(groups):
-        runs = [dict(zip(*o.series[metric], strict=True)) for o in group.outcomes if metric in o.series]
+        curves = [o.series[metric] for o in group.outcomes if metric in o.series]
+        runs = [dict(zip(x, y, strict=True)) for x, y in curves]
         steps = sorted(set.intersection(*map(set, runs))) if runs else []
         if steps:
             y = np.array([np.mean([run[s] for run in runs]) for s in steps])
             series.append(svg.Series(group.name, np.array(steps, float), y, sparse=not metric.startswith("train/"), colour=n % COLOURS))
+            seeds += [svg.Series("", x, y, colour=n % COLOURS, faint=True) for x, y in curves if len(curves) > 1]
     if not series:
         return ""
     title = f"{metric}" + (f", {panel}" if panel else "")
     form = svg.percent if is_share(metric) else svg.compact
-    drawing = svg.curves(series, title=f"{title} over training steps", last_step=max(s.x[-1] for s in series), log=metric.endswith("loss"), form=form)
+    last = max(s.x[-1] for s in [*seeds, *series])
+    drawing = svg.curves([*seeds, *series], title=f"{title} over training steps", last_step=last, log=metric.endswith("loss"), form=form)
     final = svg.percent if is_share(metric) else svg.number
     return page.plot(title, drawing, [(s.colour, s.label, final(float(s.y[-1]))) for s in series])
 

@@ -4,10 +4,10 @@
     vimlab sweep table DIR --out experiments/results/code_dimension.json --out experiments/results/code_dimension.md
     vimlab sweep plot DIR --out experiments/results/code_dimension.html
 
-PATH holds CIFAR-10 with the splits train and test. As in the paper nothing re-seeds unused codes; all else is the config's, the LayerNorm before
-the quantizer included. (Without it too, at this length, the latents fall onto one code at most dimensions.) Trained for 200 of the config's
-5500 steps at batch 64, which is about a minute a trial on two CPU cores, start included, so that the 42 trials take about an hour; evaluated
-once, at the end, on the 2,000 test images. JAX_COMPILATION_CACHE_DIR=FOLDER spares the second and third seed their compilation.
+PATH holds CIFAR-10 with the splits train and test. The config is shortened to 200 of its 5500 steps at batch 64 and is itself otherwise, its
+re-seeding of unused codes included, which the paper does not have: without that, at this length, all latents fell onto one code within 40
+steps in 6 of the 14 settings that were tried. That is about a minute a trial on two CPU cores, start included, so the 42 trials take about an
+hour; evaluated once, at the end, on the 2,000 test images. JAX_COMPILATION_CACHE_DIR=FOLDER spares the second and third seed compilation.
 """
 
 import itertools
@@ -26,8 +26,8 @@ PAPER = {
 
 def sweep():
     recipe = {
-        "duration": STEPS, "optim.learning_rate": 1e-3, "optim.warmup": 40, "reseed": None,
-        "evals.reconstruction.every": STEPS, "evals.codebook.every": STEPS, "checkpoint.every": STEPS, "log.every": 20,
+        "duration": STEPS, "optim.warmup": 40, "log.every": 20, "checkpoint.every": STEPS,
+        "evals.reconstruction.every": STEPS, "evals.codebook.every": STEPS,
     }  # fmt: skip
     return product(fixed(recipe), seeds(3), {DIM: [4, 8, 16, 32, 64, 128, 256], L2: [True, False]})
 

@@ -133,17 +133,17 @@ def test_two_runners_share_a_sweep_and_a_signal_lets_trials_save(tmp_path, capsy
     """The first runner holds the waiting trial; the second does the rest; SIGTERM ends the first with the trial's state saved."""
     work = tmp_path / "w"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    first = subprocess.Popen([sys.executable, "-m", "vimlab", "sweep", *sweep(work, "seed=8,0")], cwd=ROOT, env=environment)
+    first = subprocess.Popen([sys.executable, "-m", "vimlab", "sweep", *sweep(work, "seed=8,0,1")], cwd=ROOT, env=environment)
     try:
         wait_for(lambda: starts(work, "seed=8"))
         assert states(work)["seed=8"] == "running"
-        assert cli.main(sweep(work, "seed=8,0")) == 75
+        assert cli.main(sweep(work, "seed=8,0,1", "--only", "*[80]")) == 75
         assert "seed=8: another runner has it" in capsys.readouterr().out and starts(work, "seed=0") == 1
         first.send_signal(signal.SIGTERM)
         assert first.wait(30) == 75 and (work / "trials/seed=8/saved").exists()
     finally:
         first.kill()
-    assert states(work) == {"seed=8": "unfinished", "seed=0": "done"}
+    assert states(work) == {"seed=8": "unfinished", "seed=0": "done", "seed=1": "waiting"}
     assert cli.main(sweep(work, "seed=8,0")) == 0 and starts(work, "seed=8") == 2 and starts(work, "seed=0") == 1
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 
 from vimlab import config as configs
 from vimlab import exits
-from vimlab import run as runs
 from vimlab.config import ConfigError
 from vimlab.evals import EvalsConfig
 from vimlab.sweep import experiment as experiments
@@ -110,5 +110,6 @@ def _check(args: argparse.Namespace, folder: pathlib.Path) -> None:
         raise ConfigError("--launcher-args has no meaning for --launcher local, which runs plain processes")
     if not args.program.strip() or shutil.which(shlex.split(args.program)[0]) is None:
         raise ConfigError(f"--program {args.program!r} does not begin with a program that is found here; give what `vimlab` is called as")
-    runs.check_local(args.workdir)
-    runs.check_local(folder)
+    for flag, path in (("--workdir", args.workdir), ("--trials", folder)):
+        if re.match(r"[a-z][a-z0-9]+:/", str(path)):  # `Path` would quietly make a folder of that name here.
+            raise ConfigError(f"{flag} {path} names a bucket; give a folder, of this machine or mounted")

@@ -1,22 +1,15 @@
 """What keeps a codebook alive: the recipe as printed, re-seeding and when it ends, other estimators, dimensions, terms.
 
-    python experiments/codebook_life.py --data PATH --workdir DIR [--steps 600] [--only PATTERN]
+    vimlab sweep run experiments/codebook_life.py --base-arg data=PATH --workdir DIR
+    vimlab sweep table DIR --out TABLE.md
 
-Each trial is an ordinary `vimlab train` command on configs/vitvq_cifar10.py, printed before it runs; a finished trial is
-not run again. The table of held-out figures is printed and written to experiments/results/codebook_life.{json,md}, where
-the trials of earlier calls stay.
+PATH holds CIFAR-10 with the splits train and test. experiments/results/codebook_life.{json,md} calls the trials as TRIALS does.
 """
 
-import argparse
-import fnmatch
-import json
-import pathlib
-import shlex
-import subprocess
-import sys
+from vimlab.sweep import Report, chain, fixed, product
 
-HERE = pathlib.Path(__file__).resolve().parent
-RESULTS = HERE / "results/codebook_life.json"
+base = "configs/vitvq_cifar10.py"
+STEPS = 600
 NO_RESEED = {"reseed": "none"}
 EVERY_25 = {"reseed.every": "25"}
 PLAIN = {"model.quantizer.normalize": "false", "model.quantizer.layer_norm": "false"}
@@ -40,57 +33,18 @@ TRIALS = {
     "plain_l2_dim64": NO_RESEED | PLAIN | {"model.quantizer.dim": "64"},
     "plain_l2_dim64_reseed": EVERY_25 | PLAIN | {"model.quantizer.dim": "64"},
 }
-# What the trials share beside the config: the learning rate at which they were compared.
-COMMON = {"optim.learning_rate": "0.001"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="a CIFAR-10 source with the splits train and test")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--only", default="*")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override for every trial")
-    args = parser.parse_args()
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows = {name: row for name, row in rows.items() if row["step"] == args.steps}
-    for name, overrides in TRIALS.items():
-        workdir = args.workdir / name
-        if fnmatch.fnmatch(name, args.only):
-            values = {"duration": args.steps, "evals.reconstruction.every": args.steps, "evals.codebook.every": args.steps,
-                      "checkpoint.every": args.steps} | COMMON | overrides
-            flags = [f"--config.{key}={value}" for key, value in values.items()] + [f"--config.{item}" for item in args.set]
-            config = f"{HERE.parent / 'configs/vitvq_cifar10.py'}:data={args.data}"
-            command = [sys.executable, "-m", "vimlab", "train", "--config", config, "--workdir", str(workdir), *flags]
-            print(shlex.join(command), flush=True)
-            subprocess.run(command, check=True)
-        row = read(workdir, overrides)
-        if row:
-            rows[name] = row
-    table(rows, args.steps)
+def sweep():
+    ends = ("duration", "evals.reconstruction.every", "evals.codebook.every", "checkpoint.every")
+    common = dict.fromkeys(ends, STEPS) | {"optim.learning_rate": 1e-3}  # The learning rate at which they were compared.
+    return product(fixed(common), chain(*map(fixed, TRIALS.values())))
 
 
-def read(workdir: pathlib.Path, overrides: dict[str, str]) -> dict | None:
-    """The held-out figures of a finished trial."""
-    results = sorted(workdir.glob("evals/*.json"))
-    if not results:
-        return None
-    found = {json.loads(p.read_text())["protocol"]["evaluator"]: json.loads(p.read_text()) for p in results}
-    row = {"overrides": overrides, "step": found["codebook"]["protocol"]["step"], "images": found["codebook"]["protocol"]["count"]}
-    row |= {key: found["codebook"]["metrics"][key] for key in ("usage", "perplexity")}
-    return row | {key: found["reconstruction"]["metrics"][key] for key in ("psnr", "ssim")}
-
-
-def table(rows: dict[str, dict], steps: int) -> None:
-    """Prints the rows, best PSNR first, and writes them."""
-    lines = [f"| trial ({steps} steps) | usage | perplexity | PSNR | SSIM |", "| --- | --- | --- | --- | --- |"]
-    for name, row in sorted(rows.items(), key=lambda item: -item[1]["psnr"]):
-        lines.append(f"| {name} | {row['usage']:.1%} | {row['perplexity']:.0f} | {row['psnr']:.2f} dB | {row['ssim']:.3f} |")
-    print("\n".join(lines))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def report():
+    return Report(
+        title=f"What keeps a codebook alive, {STEPS} steps",
+        columns=["codebook/usage", "codebook/perplexity", "reconstruction/psnr", "reconstruction/ssim"],
+        best="reconstruction/psnr",
+        baseline=NO_RESEED,
+    )

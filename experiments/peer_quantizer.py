@@ -20,7 +20,6 @@ import sys
 
 import jax
 import numpy as np
-from codebook_life import read
 
 from vimlab import config as configs
 from vimlab.data.pipeline import EvalPipeline
@@ -49,7 +48,7 @@ def main() -> None:
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     ours = args.workdir / "vimlab"
     call([sys.executable, "-m", "vimlab", "train", "--config", config, "--workdir", str(ours), *flags])
-    rows = {"vimlab": read(ours, {})}
+    rows = {"vimlab": read(ours)}
     for setting in SETTINGS:
         out = args.workdir / f"{setting}_{args.steps}.json"
         if not out.exists():
@@ -85,6 +84,15 @@ def export(config: str, values: dict[str, int], path: pathlib.Path) -> None:
         "flip": c.data.crop.flip,
     }  # fmt: skip
     np.savez(path, train=images(run.train_source), test=images(run.eval_source), recipe=json.dumps(recipe), **weights)
+
+
+def read(workdir: pathlib.Path) -> dict:
+    """The held-out figures of the finished run."""
+    records = [json.loads(path.read_text()) for path in sorted(workdir.glob("evals/*.json"))]
+    found = {record["protocol"]["evaluator"]: record for record in records}
+    row = {"overrides": {}, "step": found["codebook"]["protocol"]["step"], "images": found["codebook"]["protocol"]["count"]}
+    row |= {key: found["codebook"]["metrics"][key] for key in ("usage", "perplexity")}
+    return row | {key: found["reconstruction"]["metrics"][key] for key in ("psnr", "ssim")}
 
 
 def table(rows: dict[str, dict], steps: int) -> None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "tokenize": ("vimlab.tokenize", "store a data set's tokens for the second stage to train on"),
     "sample": ("vimlab.sample", "draw images from a trained generator"),
     "eval": ("vimlab.eval", "evaluate a checkpoint and write the report"),
+    "sweep": ("vimlab.sweep.cli", "run many trials of a config, and compare them"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
     "data": ("vimlab.data.commands", "import, check or preview a data set, train a vocabulary"),
     "weights": ("vimlab.weights_command", "which public weight files evaluations can use, and whether yours are whole"),

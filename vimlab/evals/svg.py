@@ -37,7 +37,8 @@ LARGE, SMALL = Frame(), Frame(270, 140, 3)
 class Series:
     """One curve: x f64[P] ascending, y f64[P] finite; `sparse` ones are drawn with a dot at every point.
 
-    `colour` is one of the page's six.
+    `colour` is one of the page's six; `spread` f64[P], not negative, is drawn as a bar that reaches as far up and down; a `faint` one is drawn
+    thin, and as it is.
     """
 
     label: str
@@ -45,6 +46,8 @@ class Series:
     y: np.ndarray
     sparse: bool = False
     colour: int = 0
+    spread: np.ndarray | None = None
+    faint: bool = False
 
 
 def number(value: float) -> str:
@@ -127,6 +130,7 @@ def curves(
     marks: Sequence[float] = (),
     frame: Frame = LARGE,
     log_x: bool = False,
+    labels_x: Sequence[tuple[float, str]] | None = None,
 ) -> str:
     """Curves over training steps, or over whatever else begins at 0, or on a logarithmic axis at 1.
 
@@ -139,9 +143,11 @@ def curves(
       form: formats the labels of the y axis.
       marks: steps to mark with a vertical line.
       log_x: logarithmic x, from 1.
+      labels_x: places on the x axis and what stands there, instead of numbers.
     """
     drawn = [(s, *thin(s.x, s.y)) for s in series]
-    values = np.concatenate([y for _, _, y in drawn])
+    bars = [s for s in series if s.spread is not None]
+    values = np.concatenate([y for _, _, y in drawn] + [s.y + sign * s.spread for s in bars for sign in (-1, 1)])
     low, high = float(values.min()), float(values.max())
     log = log and low > 0 and high / low >= 5
     if log:
@@ -158,19 +164,24 @@ def curves(
     parts = _axes(
         frame,
         [(float(at_y(v)), form(v)) for v in labels],
-        [(float(at_x(v)), compact(v)) for v in (log_ticks(1, last_step) if log_x else ticks(0, last_step, frame.ticks))],
+        [(float(at_x(v)), label) for v, label in labels_x]
+        if labels_x is not None
+        else [(float(at_x(v)), compact(v)) for v in (log_ticks(1, last_step) if log_x else ticks(0, last_step, frame.ticks))],
     )
     parts += [
         f'<line class="mark" x1="{at_x(m):.1f}" x2="{at_x(m):.1f}" y1="{frame.top}" y2="{frame.bottom}"/>'
         for m in marks
         if m <= last_step
     ]
+    for s in bars:
+        tops, feet = at_y(s.y + s.spread), at_y(s.y - s.spread)
+        parts += [_path(np.array([x, x]), np.array(ends), f"raw c{s.colour}") for x, *ends in zip(at_x(s.x), tops, feet, strict=True)]
     for s, x, y in drawn:
-        soft = smoothed and not s.sparse and len(x) >= 40
+        soft = smoothed and not s.sparse and not s.faint and len(x) >= 40
         parts += [_path(at_x(x), at_y(y), f"raw c{s.colour}")] * soft
         # A smoothed line stays within what was measured, so that it is positive where the axis is logarithmic.
-        parts.append(_path(at_x(x), at_y(np.clip(smooth(y), y.min(), y.max()) if soft else y), f"line c{s.colour}"))
-        if (s.sparse or len(x) == 1) and len(x) <= 60:
+        parts.append(_path(at_x(x), at_y(np.clip(smooth(y), y.min(), y.max()) if soft else y), f"{'raw' if s.faint else 'line'} c{s.colour}"))
+        if (s.sparse or len(x) == 1) and not s.faint and len(x) <= 60:
             parts += [
                 f'<circle class="dot c{s.colour}" cx="{a:.1f}" cy="{b:.1f}" r="2.4"/>'
                 for a, b in zip(at_x(x), at_y(y), strict=True)

@@ -30,7 +30,7 @@ from vimlab.data.pipeline import EvalPipeline, open_eval, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
 from vimlab.parallel.multihost import PACKAGES
-from vimlab.parallel.rules import batch_sharding, rows_here
+from vimlab.parallel.rules import batch_sharding, batch_ways, rows_here
 from vimlab.sampling.sampler import GROUP
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
@@ -125,7 +125,7 @@ class Run:
         self.config = config
         self.mesh = make_mesh(config.mesh)
         if training:
-            check_batch(self.mesh, config.batch_size)
+            check_batch(self.mesh, config.batch_size, accumulate=config.accumulate, microbatches=config.mesh.microbatches)
         if trained_on is None:
             if config.data.tokens:
                 paths.refuse_bucket(config.data.tokens, "config.data.tokens", "token caches are read from folders of this machine; copy it to each host")
@@ -174,7 +174,7 @@ class Run:
         if self.eval_source is None:
             raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
                               "to a number of images to keep out of training")
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        ways = batch_ways(self.mesh)
         batch_size = -(-(batch_size or self.config.batch_size) // ways) * ways  # Whole rows on every device.
         # Each device always looks at as many rows at a time: sums depend on the shape in their last bits, and with them, now and then, a code.
         rows = GROUP * ways

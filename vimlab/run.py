@@ -29,7 +29,7 @@ from vimlab.data.images import DECODER
 from vimlab.data.pipeline import EvalPipeline, open_train_eval
 from vimlab.evals.evaluator import Subject
 from vimlab.parallel.mesh import check_batch, make_mesh
-from vimlab.parallel.rules import batch_sharding
+from vimlab.parallel.rules import batch_sharding, batch_ways
 from vimlab.pictures import write_whole
 from vimlab.state import TrainState
 from vimlab.tasks.generator_config import GeneratorRun
@@ -107,7 +107,7 @@ class Run:
         self.config = config
         self.mesh = make_mesh(config.mesh)
         if training:
-            check_batch(self.mesh, config.batch_size)
+            check_batch(self.mesh, config.batch_size, accumulate=config.accumulate, microbatches=config.mesh.microbatches)
         self.train_source, self.eval_source = open_train_eval(config.data)
         self.total_steps = 0
         self.total_steps = self.to_steps(config.duration)
@@ -150,7 +150,7 @@ class Run:
         if self.eval_source is None:
             raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
                               "to a number of images to keep out of training")
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        ways = batch_ways(self.mesh)
         batch_size = batch_size or self.config.batch_size
         batch_size = -(-min(batch_size, len(self.eval_source)) // ways) * ways  # Whole rows on every device.
 

@@ -11,22 +11,22 @@ from vimlab.parallel.rules import ShardingError
 @pytest.mark.parametrize(
     "config, sizes",
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
-        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
-        (MeshConfig(data=1, fsdp=8), (1, 8, 1)),
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2, 1)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2, 1)),
+        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4, 1)),
+        (MeshConfig(data=1, fsdp=8), (1, 8, 1, 1)),
     ],
 )
 def test_sizes(config, sizes):
     mesh = make_mesh(config)
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor", "stage"), sizes, strict=True))
     assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in jax.devices())
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 def test_on_some_of_the_devices():
-    assert dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1, "stage": 1}
 
 
 @pytest.mark.parametrize(

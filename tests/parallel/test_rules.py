@@ -14,6 +14,8 @@ from vimlab.parallel import rules
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import RULES, ShardingError, check_sharded, constrain, fit, opt_shardings, spec
 
+WIDE = ("fsdp", "stage")  # What widths are split over.
+
 
 @pytest.fixture(scope="module")
 def mesh():
@@ -21,9 +23,9 @@ def mesh():
 
 
 def test_specs_follow_the_table():
-    assert spec(("embed", "mlp")) == P("fsdp", "tensor")
-    assert spec(("batch", "length", None)) == P(("data", "fsdp"), None, None)
-    assert spec(("layers", "embed", None, "heads", "head_dim")) == P(None, "fsdp", None, "tensor", None)
+    assert spec(("embed", "mlp")) == P(WIDE, "tensor")
+    assert spec(("batch", "length", None)) == P(("data", "stage", "fsdp"), None, None)
+    assert spec(("layers", "embed", None, "heads", "head_dim")) == P(None, WIDE, None, "tensor", None)
     assert spec(()) == P()
 
 
@@ -90,7 +92,7 @@ def specs_by_path(tree):
 
 def test_parameters_are_laid_out_by_their_axes(mesh):
     assert specs_by_path(toy(mesh)[1]) == {
-        "['w']": P("fsdp", "tensor"), "['stacked']": P(None, "fsdp", "tensor"), "['square']": P("fsdp", "tensor"), "['b']": P("tensor"),
+        "['w']": P(WIDE, "tensor"), "['stacked']": P(None, WIDE, "tensor"), "['square']": P(WIDE, "tensor"), "['b']": P("tensor"),
     }  # fmt: skip
 
 
@@ -116,11 +118,11 @@ def test_adafactors_moments_are_whole_only_where_they_are_reduced(mesh):
     shapes, specs = jax.eval_shape(tx.init, params), specs_by_path(opt_shardings(mesh, tx, params, shardings))
     shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
     lies = lambda part, name: (find(shapes, part, name), find(specs, part, name))
-    assert lies("rows", "w") == ((256, 1), P("fsdp", None)) and lies("columns", "w") == ((1, 384), P(None, "tensor"))
-    assert lies("rows", "stacked") == ((3, 128, 1), P(None, "fsdp", None))
+    assert lies("rows", "w") == ((256, 1), P(WIDE, None)) and lies("columns", "w") == ((1, 384), P(None, "tensor"))
+    assert lies("rows", "stacked") == ((3, 128, 1), P(None, WIDE, None))
     assert lies("columns", "stacked") == ((3, 1, 256), P(None, None, "tensor"))
     # Two equal dimensions are no riddle.
-    assert lies("rows", "square") == ((128, 1), P("fsdp", None)) and lies("columns", "square") == ((1, 128), P(None, "tensor"))
+    assert lies("rows", "square") == ((128, 1), P(WIDE, None)) and lies("columns", "square") == ((1, 128), P(None, "tensor"))
     assert lies("rows", "b") == ((384,), P("tensor")) and lies("columns", "b") == ((1,), P(None))
     for name, sharding in shardings.items():
         assert find(specs, "values", name) == sharding.spec
@@ -162,5 +164,5 @@ def test_replicated_bytes_are_counted(mesh):
     check_sharded(make_mesh(MeshConfig(data=8)), params, {"big": replicated, "small": replicated})
 
 
-def test_the_batch_is_split_over_data_and_fsdp(mesh):
-    assert rules.batch_sharding(mesh).spec == P(("data", "fsdp"))
+def test_the_batch_is_split_over_all_axes_but_tensor(mesh):
+    assert rules.batch_sharding(mesh).spec == P(("data", "stage", "fsdp"))

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from vimlab.config import ConfigError
 from vimlab.nn.masks import Mask
-from vimlab.parallel.rules import spec
+from vimlab.parallel.rules import open_spec
 
 BACKENDS = ("xla", "cudnn", "splash")
 HOMES = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}  # The platforms of those that do not run on all.
@@ -128,11 +128,13 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, lengths:
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, interpret: bool) -> jax.Array:
     # A kernel is opaque to the partitioner, which would gather whole batches for it: each device runs it on its own part.
     run = lambda q, k, v: jax.vmap(_splash_kernel(q.shape, mask, interpret))(_scaled(q), k, v)
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    names = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not names:
         return run(q, k, v)
-    part = spec(("batch", "act_heads", None, None))
+    part = open_spec(q.shape, ("batch", "act_heads", None, None), mesh)
     # The kernel's outputs do not say over which axes they vary, so that check cannot be made.
-    return jax.shard_map(run, in_specs=(part, part, part), out_specs=part, check_vma=False)(q, k, v)
+    return jax.shard_map(run, in_specs=(part, part, part), out_specs=part, axis_names=names, check_vma=False)(q, k, v)
 
 
 def _splash_kernel(shape: tuple[int, ...], mask: Mask | None, interpret: bool):

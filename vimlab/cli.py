@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("vimlab.eval", "evaluate a checkpoint and write the report"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
     "data": ("vimlab.data.commands", "import, check or preview a data set, train a vocabulary"),
+    "plan": ("vimlab.plan.command", "whether a run fits chips that are not here, and how long it takes"),
     "weights": ("vimlab.weights_command", "which public weight files evaluations can use, and whether yours are whole"),
     "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
     "doctor": ("vimlab.doctor", "check this machine: versions, devices, disk, codecs"),

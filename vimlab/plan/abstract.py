@@ -64,6 +64,8 @@ class AbstractRun:
       config: the run's.
       task: built from it.
       mesh: of a topology's devices, or of none (an AbstractMesh).
+      platform: 'tpu', or 'cpu' for attention as a formula.
+      stand_ins: what it was built with.
       total_steps: of the whole run.
       assumed: sentences, what the plan took for granted.
       state, frozen, batch, root: arguments of `task.train_step`.
@@ -72,12 +74,18 @@ class AbstractRun:
     config: RunConfig
     task: Task
     mesh: Mesh | AbstractMesh
+    platform: str
+    stand_ins: StandIns
     total_steps: int
     assumed: tuple[str, ...]
     state: TrainState
     frozen: Any
     batch: dict[str, jax.ShapeDtypeStruct]
     root: jax.ShapeDtypeStruct
+
+    def as_formula(self) -> "AbstractRun":
+        """The same with attention as products and a softmax, in place of a fused kernel that does not say what it computes."""
+        return abstract_run(portable(self.config), self.mesh, "cpu", self.stand_ins)
 
     def trace(self) -> Any:
         """The training step as `vimlab train` jits it: state donated, its layout pinned."""
@@ -89,7 +97,6 @@ class AbstractRun:
         """The decoding of that many images as `vimlab sample` jits it. Raises ConfigError for a tokenizer."""
         if not isinstance(self.config, GeneratorRun):
             raise ConfigError("--sample plans the decoding of a generator, but this config trains a tokenizer")
-        check_batch(self.mesh, images)
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, PartitionSpec())
         place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         weights = self.state.replace(opt_state={}, extra={})
@@ -106,13 +113,20 @@ class AbstractRun:
             return function()
 
 
+def portable(config: RunConfig) -> RunConfig:
+    """The config with attention as a formula, which every device computes."""
+    if not isinstance(config, GeneratorRun):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
+
+
 def abstract_run(config: RunConfig, mesh: Mesh | AbstractMesh, platform: str, stand_ins: StandIns) -> AbstractRun:
-    """The run of a config on a mesh of 'tpu' or 'gpu' devices.
+    """The run of a config on a mesh, for a platform whose attention it is to have.
 
     Raises:
       ConfigError, ShardingError: whatever `vimlab train` would refuse before its first step, missing files apart.
     """
-    check_batch(mesh, config.batch_size)
+    check_batch(mesh, config.batch_size, accumulate=config.accumulate, microbatches=config.mesh.microbatches)
     assumed: list[str] = []
     info = _info(config, stand_ins, assumed)
     total = 0
@@ -128,7 +142,7 @@ def abstract_run(config: RunConfig, mesh: Mesh | AbstractMesh, platform: str, st
     state = jax.tree.map(place, jax.eval_shape(task.init, key), task.shardings(mesh))
     frozen = jax.tree.map(lambda x: place(x, whole), task.frozen)
     batch = {name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split) for name, (shape, dtype) in _row(config, task).items()}
-    return AbstractRun(config, task, mesh, total, tuple(assumed), state, frozen, batch, place(key, whole))
+    return AbstractRun(config, task, mesh, platform, stand_ins, total, tuple(assumed), state, frozen, batch, place(key, whole))
 
 
 def _row(config: RunConfig, task: Task) -> dict[str, tuple[tuple[int, ...], Any]]:

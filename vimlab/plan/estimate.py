@@ -32,6 +32,11 @@ def state_arrays(run: AbstractRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _axes(x: Any) -> list[str]:
+    """The mesh axes that an array is split over."""
+    return [a for entry in x.sharding.spec if entry for a in ((entry,) if isinstance(entry, str) else entry)]
+
+
 def largest(run: AbstractRun, count: int = 5) -> list[dict[str, Any]]:
     """The arrays that take the most of a device's memory before the step begins, and how each is split."""
     found = []
@@ -54,8 +59,8 @@ def name(path: Any) -> str:
 
 
 def ways(run: AbstractRun, *axes: str) -> int:
-    """Devices along some axes of the mesh together; an axis that a mesh does not have counts as 1."""
-    return math.prod(dict(run.mesh.shape).get(a, 1) for a in axes)
+    """Devices along some axes of the mesh together."""
+    return math.prod(run.mesh.shape[a] for a in axes)
 
 
 def stacks(run: AbstractRun) -> list[tuple[int, int, int, int, int, int]]:
@@ -72,12 +77,18 @@ def split(run: AbstractRun) -> Split:
     """How the arrays of a step are taken to be split over the mesh."""
     inner = frozenset(n for *_, heads, mlp in stacks(run) for n in (heads, mlp))
     rows = run.config.batch_size // run.config.accumulate
-    return Split(rows, ways(run, "data", "fsdp"), inner, ways(run, "tensor"), ways(run, "fsdp", "tensor", "stage"))
+    return Split(rows, ways(run, "data", "stage", "fsdp"), inner, ways(run, "tensor"), ways(run, "fsdp", "tensor", "stage"))
 
 
 def remat(run: AbstractRun) -> bool:
     """Whether blocks are computed again in the backward pass."""
     return run.config.model.remat != "none"
+
+
+def rare(run: AbstractRun) -> float:
+    """How often a step has what most steps leave out: the R1 penalty, once in `r1_every`."""
+    gan = None if isinstance(run.config, GeneratorRun) else run.config.loss.adversarial
+    return 1 / gan.r1_every if gan and gan.r1 and min(gan.train_start.count, gan.loss_start.count) == 0 else 1.0
 
 
 def traffic(run: AbstractRun, work: Work) -> float:
@@ -97,11 +108,11 @@ def collectives(run: AbstractRun) -> list[Collective]:
 
     Matrices travel in bf16, gradients in f32; each part of an accumulated batch gathers and scatters anew.
     """
-    data, fsdp, tensor = (ways(run, a) for a in ("data", "fsdp", "tensor"))
+    data, fsdp, tensor = ways(run, "data"), ways(run, "stage", "fsdp"), ways(run, "tensor")
     parts, found = run.config.accumulate, []
     leaves = jax.tree.leaves(run.state.params)
     if fsdp > 1:
-        split_up = [x for x in leaves if "fsdp" in str(x.sharding.spec)]
+        split_up = [x for x in leaves if {"fsdp", "stage"} & set(_axes(x))]
         elements = sum(_share(x) / 4 * fsdp for x in split_up)
         gathers = (1 + remat(run)) * parts * len(split_up)
         found.append(Collective("all-gather", fsdp, gathers, 2 * elements * (1 + remat(run)) * parts))
@@ -109,9 +120,25 @@ def collectives(run: AbstractRun) -> list[Collective]:
     if data > 1:
         found.append(Collective("all-reduce", data, parts * len(leaves), share(run.state.params) * parts))
     if tensor > 1:
-        rows = run.config.batch_size / ways(run, "data", "fsdp")
+        rows = run.config.batch_size / ways(run, "data", "stage", "fsdp")
         # Forward and backward, and the forward pass again.
         passes = 2 + remat(run)
         sums = [(depth * each * passes, rows * length * width * 2.0) for depth, width, length, each, *_ in stacks(run)]
         found.append(Collective("all-reduce", tensor, sum(n for n, _ in sums) * parts, sum(n * b for n, b in sums)))
     return sorted(found, key=lambda c: -c.wire)
+
+
+def decoding(run: AbstractRun, images: int) -> tuple[float, float, list[Collective]]:
+    """FLOPs of all devices, bytes that one moves, and collectives, of drawing images one position after the other.
+
+    At each position all matrices are read, in bf16, and what the caches hold, on average half of what they will.
+    """
+    model, length, tensor = run.config.model, run.task.spec.length, ways(run, "tensor")
+    branches = 2 if run.task.guided else 1
+    rows = images * branches / ways(run, "data", "stage", "fsdp")
+    weights = 2.0 * sum(x.size for x in jax.tree.leaves(run.state.params)) / tensor
+    caches = rows * model.depth * 2 * (length / 2) * model.width * 2.0 / tensor
+    flops = float(images * branches * model.flops(run.task.spec, run.task.text.length if run.task.text else 0))
+    depth, width, _, each, *_ = stacks(run)[0]
+    sums = [Collective("all-reduce", tensor, length * depth * each, length * depth * each * rows * width * 2.0)] if tensor > 1 else []
+    return flops, length * (weights + caches), sums

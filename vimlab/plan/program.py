@@ -32,15 +32,20 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(self.flops + other.flops, self.bytes + other.bytes, self.unknown + other.unknown)
 
-    def times(self, count: int) -> "Work":
+    def times(self, count: float) -> "Work":
         return Work(self.flops * count, self.bytes * count, self.unknown)
 
 
-def work(jaxpr: Any) -> Work:
-    """The products of a jaxpr, each as often as it runs; of branches, the one with the most FLOPs."""
+def work(jaxpr: Any, rare: float = 1.0) -> Work:
+    """The products of a jaxpr, each as often as it runs.
+
+    Args:
+      jaxpr: of a step.
+      rare: how often a branch is taken whose alternative computes nothing; of other branches, the one with the most FLOPs counts.
+    """
     total = Work()
     for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, [work(j) for j in subjaxprs(eqn)]
+        name, inner = eqn.primitive.name, [work(j, rare) for j in subjaxprs(eqn)]
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += Work(2.0 * _size(eqn.outvars[0]) * math.prod(eqn.invars[0].aval.shape[d] for d in contracted), _traffic(eqn))
@@ -50,7 +55,8 @@ def work(jaxpr: Any) -> Work:
             estimate = eqn.params.get("cost_estimate")
             total += Work(estimate.flops, estimate.bytes_accessed) if estimate else Work(0, _traffic(eqn), 1)
         elif name == "cond":
-            total += max(inner, key=lambda w: w.flops)
+            most = max(inner, key=lambda w: w.flops)
+            total += most.times(rare) if min(w.flops for w in inner) == 0 else most
         elif name == "scan":
             total += inner[0].times(eqn.params["length"])
         elif name == "while":

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vimlab import config as configs
 from vimlab import run as runs
@@ -57,13 +57,24 @@ class AbstractText(TextTokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """A device that is only counted: what a mesh is made of where nothing is compiled."""
+
+    id: int
+    process_index: int
+    # Real ones have coordinates, by which JAX lays meshes out.
+    platform: str = "planned"
+    device_kind: str = "planned"
+
+
+@dataclasses.dataclass(frozen=True)
 class AbstractRun:
     """What one step is compiled from; every array a `jax.ShapeDtypeStruct` with its sharding.
 
     Attributes:
       config: the run's.
       task: built from it.
-      mesh: of a topology's devices, or of none (an AbstractMesh).
+      mesh: of a topology's devices, or of Places.
       platform: 'tpu', or 'cpu' for attention as a formula.
       stand_ins: what it was built with.
       total_steps: of the whole run.
@@ -73,7 +84,7 @@ class AbstractRun:
 
     config: RunConfig
     task: Task
-    mesh: Mesh | AbstractMesh
+    mesh: Mesh
     platform: str
     stand_ins: StandIns
     total_steps: int
@@ -90,27 +101,28 @@ class AbstractRun:
     def trace(self) -> Any:
         """The training step as `vimlab train` jits it: state donated, its layout pinned."""
         out = (jax.tree.map(lambda x: x.sharding, self.state), None)
-        step = jax.jit(self.task.train_step, donate_argnums=0, out_shardings=out)
-        return self._within(lambda: step.trace(self.state, self.frozen, self.batch, self.root))
+        return self._trace(self.task.train_step, (self.state, self.frozen, self.batch, self.root), donate_argnums=0, out_shardings=out)
 
     def trace_sample(self, images: int) -> Any:
         """The decoding of that many images as `vimlab sample` jits it. Raises ConfigError for a tokenizer."""
         if not isinstance(self.config, GeneratorRun):
             raise ConfigError("--sample plans the decoding of a generator, but this config trains a tokenizer")
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, PartitionSpec())
-        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         weights = self.state.replace(opt_state={}, extra={})
         row = (images, self.task.text.length) if self.task.text else (images,)
         condition = jax.ShapeDtypeStruct(row, jnp.int32, sharding=split)
         seeds = jax.ShapeDtypeStruct((images,), jnp.uint32, sharding=split)
-        settings = jax.tree.map(lambda x: place(x, whole), knobs(self.task.spec.length))
-        sample = jax.jit(self.task.predict_fns()["sample"])
-        return self._within(lambda: sample.trace(weights, self.frozen, condition, seeds, settings))
+        settings = jax.tree.map(lambda x: _placed(x, whole), knobs(self.task.spec.length))
+        return self._trace(self.task.predict_fns()["sample"], (weights, self.frozen, condition, seeds, settings))
 
-    def _within(self, function: Callable[[], Any]) -> Any:
-        within = jax.sharding.use_abstract_mesh if isinstance(self.mesh, AbstractMesh) else jax.set_mesh
-        with within(self.mesh):
-            return function()
+    def _trace(self, function: Callable[..., Any], arguments: tuple[Any, ...], **options: Any) -> Any:
+        if not isinstance(self.mesh.devices.flat[0], Place):
+            with jax.set_mesh(self.mesh):
+                return jax.jit(function, **options).trace(*arguments)
+        # Places have no layouts that JAX could check; the program is the same.
+        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return jax.jit(function).trace(*bare)
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -120,7 +132,7 @@ def portable(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
 
 
-def abstract_run(config: RunConfig, mesh: Mesh | AbstractMesh, platform: str, stand_ins: StandIns) -> AbstractRun:
+def abstract_run(config: RunConfig, mesh: Mesh, platform: str, stand_ins: StandIns) -> AbstractRun:
     """The run of a config on a mesh, for a platform whose attention it is to have.
 
     Raises:
@@ -137,12 +149,15 @@ def abstract_run(config: RunConfig, mesh: Mesh | AbstractMesh, platform: str, st
     task = runs.TASKS[config.NAME][1](config, total, to_steps, dtype, info, **pieces)
 
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     whole, split = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
-    state = jax.tree.map(place, jax.eval_shape(task.init, key), task.shardings(mesh))
-    frozen = jax.tree.map(lambda x: place(x, whole), task.frozen)
+    state = jax.tree.map(_placed, jax.eval_shape(task.init, key), task.shardings(mesh))
+    frozen = jax.tree.map(lambda x: _placed(x, whole), task.frozen)
     batch = {name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split) for name, (shape, dtype) in _row(config, task).items()}
-    return AbstractRun(config, task, mesh, platform, stand_ins, total, tuple(assumed), state, frozen, batch, place(key, whole))
+    return AbstractRun(config, task, mesh, platform, stand_ins, total, tuple(assumed), state, frozen, batch, _placed(key, whole))
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _row(config: RunConfig, task: Task) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -11,24 +11,13 @@ import vimlab
 from vimlab import run as runs
 from vimlab.parallel.mesh import make_mesh
 from vimlab.plan import compiling, estimate, hlo, program, roofline
-from vimlab.plan.abstract import AbstractRun, StandIns, abstract_run, portable
+from vimlab.plan.abstract import AbstractRun, Place, StandIns, abstract_run, portable
 from vimlab.plan.chips import Topology
 from vimlab.tasks.task import RunConfig
 
 Plan = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 GPUS = "GPUs are planned by arithmetic alone, with attention as a formula: a fused kernel would not hold its scores in memory"
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A device that is only counted: what a mesh is made of where nothing is compiled."""
-
-    id: int
-    process_index: int
-    # Real ones have coordinates, by which JAX lays meshes out.
-    platform: str = "planned"
-    device_kind: str = "planned"
 
 
 def make_plan(
@@ -51,7 +40,7 @@ def make_plan(
     elif compiles and not compiling.has_libtpu():
         compiles, assumed = False, [compiling.NO_LIBTPU]
     mesh = plan_mesh(config, where, compiles=compiles)
-    run = abstract_run(config, mesh if compiles else mesh.abstract_mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
+    run = abstract_run(config, mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
     images = None if sample is None else sample or 8 * estimate.ways(run, "data", "stage", "fsdp")
     traced = run.trace() if images is None else run.trace_sample(images)
     compiled = compiling.compile_step(traced, mesh) if compiles else None

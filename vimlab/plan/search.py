@@ -61,7 +61,7 @@ def in_parts(config: RunConfig, original: RunConfig, where: Topology, stand_ins:
         tried = dataclasses.replace(config, accumulate=config.accumulate * parts)
         try:
             mesh = plan_mesh(tried, where, compiles=False)
-            run = abstract_run(tried, mesh.abstract_mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
+            run = abstract_run(tried, mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
             traced = run.trace()
         except UserError:
             return None
@@ -92,6 +92,6 @@ def advise(config: RunConfig, where: Topology, stand_ins: StandIns) -> str:
     for found in candidates(config, where, stand_ins):
         if found.overrides:
             return f"try {' '.join(found.overrides)} (estimate {found.memory / (1 << 30):.1f} GiB a chip)"
-    run = abstract_run(config, plan_mesh(config, where, compiles=False).abstract_mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
+    run = abstract_run(config, plan_mesh(config, where, compiles=False), "tpu" if where.chip.tpu else "cpu", stand_ins)
     least = estimate.share(run.state) / (1 << 30)
     return f"no mesh, recomputation or accumulation that was tried fits by the estimate; the state alone takes {least:.1f} GiB a chip: take more chips"

@@ -76,6 +76,8 @@ class TokenizerTask:
     def notes(self) -> list[str]:
         """What the user should know before a long run."""
         lpips = self.config.loss.perceptual
+        if self._vgg is not None:
+            return ["the perceptual loss has weights that were handed to it, not those of its files"]
         if lpips and lpips.weights:
             return [perceptual.provenance(*lpips.weights)]
         return ["the perceptual loss is off: config.loss.perceptual.weights names no files"] if lpips else []

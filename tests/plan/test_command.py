@@ -10,7 +10,8 @@ import pytest
 from vimlab import cli, exits
 from vimlab import config as configs
 from vimlab import run as runs
-from vimlab.plan import compiling, estimate
+from vimlab.parallel.mesh import MeshConfig
+from vimlab.plan import chips, compiling, estimate, search
 from vimlab.plan.abstract import StandIns, abstract_run
 from vimlab.plan.chips import topology
 from vimlab.plan.plan import plan_mesh
@@ -62,8 +63,6 @@ def test_decoding_is_planned(tmp_path, capsys):
 
 
 def test_a_plan_that_does_not_fit_says_what_to_try(tmp_path, capsys, monkeypatch):
-    from vimlab.plan import chips
-
     given = ("parti_emoji.py:smoke", "--topology", "v5e:2x2", "--config.batch_size=4096")
     need = plan(tmp_path, *given)[1]["memory"]
     memory = sum(need["given"].values()) + 0.8 * need["activations"]
@@ -76,6 +75,7 @@ def test_a_plan_that_does_not_fit_says_what_to_try(tmp_path, capsys, monkeypatch
     code, found = plan(tmp_path, *given, *command)
     assert code == exits.FINISHED, "what is proposed fits"
     (tmp_path / "plan.json").unlink()
+    monkeypatch.setattr(search, "meshes", lambda config, where: [config.mesh, MeshConfig(data=2, fsdp=2)])
     code, found = plan(tmp_path, *given, "--search")
     out = capsys.readouterr().out
     assert code == exits.FINISHED and len(found) > 1 and "--config.accumulate=" in out and "--mesh " in out

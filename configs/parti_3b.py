@@ -3,7 +3,8 @@
 paper:    "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation", sections 2 to 4, Table 1
 command:  vimlab train --config configs/parti_3b.py:data=DATA,tokenizer=PATH,vocabulary=FILE --workdir DIR
           (the arguments, and what the paper leaves open, are those of configs/parti_350m.py)
-hardware: TPU v4, 4-way in-layer x 128-way data parallelism in the paper (the mesh of this config)
+hardware: TPU v4, 4-way in-layer x 128-way data parallelism in the paper (the mesh of this config): heads and hidden widths are split
+          four ways, and what passes between layers by position, so that each product ends in a reduce-scatter
 hours:    not known; 3.7e9 images
 expected: the paper's zero-shot MS-COCO FID 8.10; not yet reproduced here
 params:   generator 3,020,173,312 without embeddings and softmax

@@ -76,7 +76,7 @@ class GeneratorConfig:
 
     def make(
         self, spec: TokenSpec, *, classes: int = 0, vocabulary: int = 0, text_length: int = 0, dtype: DTypeLike = jnp.float32,
-        platform: str | None = None,
+        platform: str | None = None, microbatches: int | None = None, rounds: int = 1,
     ) -> "Generator":  # fmt: skip
         """The module for tokens of `spec`, computing its matrix products in `dtype`.
 
@@ -84,6 +84,7 @@ class GeneratorConfig:
           classes: for the condition 'class'.
           vocabulary, text_length: for the condition 'text': number of text ids, and of the longest text.
           platform: that attention's backend is chosen for; this process's by default.
+          microbatches, rounds: of the pipelines on a mesh with stages; a text encoder passes them once.
 
         Raises:
           ConfigError: tokens of several sub-codes, or a backend that cannot compute what is asked.
@@ -97,11 +98,11 @@ class GeneratorConfig:
             choose_backend(self.attention, platform=platform, mask=m, lengths=False, head_dim=self.width // self.heads, length=layout.length, dtype=dtype)
             for m in masks
         }  # fmt: skip
-        common = dict(heads=self.heads, mlp=self.mlp, remat=self.remat, dtype=dtype, activation=self.activation, use_bias=self.use_bias, dropout=self.dropout)
+        common = dict(heads=self.heads, mlp=self.mlp, remat=self.remat, dtype=dtype, activation=self.activation, use_bias=self.use_bias, dropout=self.dropout, microbatches=microbatches)
         text = self.condition if isinstance(self.condition, TextCondition) else None
         backbone = Stack(
             self.depth, unroll=min(self.unroll, self.depth), cross=text is not None, masks=masks, kinds=kinds,
-            backend=backends.pop() if len(backends) == 1 else "xla", **common,
+            backend=backends.pop() if len(backends) == 1 else "xla", rounds=rounds, **common,
         )  # fmt: skip
         if text:
             encoder = Stack(text.depth, unroll=min(self.unroll, text.depth), **common)
@@ -119,6 +120,10 @@ class GeneratorConfig:
         if not self.dense_layers:
             return (layout.conv(self.conv_kernel),), ()
         return (layout.conv(self.conv_kernel), layout.dense()), tuple(int(n in self.dense_layers) for n in range(self.depth))
+
+    def stacks(self) -> dict[str, int]:
+        """The depth of each stack of blocks, by its name."""
+        return ({"text encoder": self.condition.depth} if isinstance(self.condition, TextCondition) else {}) | {"decoder": self.depth}
 
     def core_params(self) -> int:
         """Parameters of all blocks and last norms, embeddings and softmax left out: what the papers' names count."""

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from vimlab.nn.attention import CrossAttention, KeyValues, Memory, SelfAttention, Slot
 from vimlab.nn.layers import LayerNorm, Linear
 from vimlab.nn.masks import Mask
-from vimlab.parallel.rules import constrain
+from vimlab.parallel.pipeline_stages import Pipeline, run_pipeline, stages_here
+from vimlab.parallel.rules import constrain, logical_axes
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
@@ -76,19 +77,30 @@ class Block(nn.Module):
         Returns:
           f[B,L,width], and the self-attention's keys and values.
         """
-        x = constrain(x, "batch", "length", "act_embed")
-        y, kv = self.attention(self.norm1(x), None if self.cross else lengths, kind, cache, slot)
-        x = x + self.drop(y)
+        # Where a `tensor` axis splits heads and hidden widths, residuals and norms are split by position: what each product
+        # takes is gathered, and its parts are summed and scattered, in place of a sum that every device holds (Parti, section 3.2).
+        whole = lambda x: constrain(x, "batch", "length", "act_embed")
+        split = lambda x: constrain(x, "batch", "act_length", "act_embed")
+        x = split(x)
+        y, kv = self.attention(whole(self.norm1(x)), None if self.cross else lengths, kind, cache, slot)
+        x = x + self.drop(split(y))
         if self.cross:
-            x = x + self.drop(self.cross_attention(self.cross_norm(x), memory, lengths))
-        y = jax.nn.gelu(self.mlp_in(self.norm2(x))) if self.activation == "gelu" else jax.nn.relu(self.mlp_in(self.norm2(x)))
-        y = self.drop(constrain(y, "batch", "length", "act_mlp"))
-        x = x + self.drop(self.mlp_out(y))
-        return constrain(x, "batch", "length", "act_embed"), kv
+            x = x + self.drop(split(self.cross_attention(whole(self.cross_norm(x)), memory, lengths)))
+        y = self.mlp_in(whole(self.norm2(x)))
+        y = jax.nn.gelu(y) if self.activation == "gelu" else jax.nn.relu(y)
+        y = self.mlp_out(self.drop(constrain(y, "batch", "length", "act_mlp")))
+        return x + self.drop(split(y)), kv
 
     def read(self, memory: jax.Array) -> KeyValues:
         """Keys and values of a memory f[M,S,width] for the cross-attention."""
         return self.cross_attention.read(memory)
+
+    @nn.nowrap
+    def axes(self) -> dict:
+        """The logical axes of its parameters."""
+        one = jax.ShapeDtypeStruct((1, 1, self.width), self.dtype)
+        plain = self.clone(masks=(), parent=None)
+        return logical_axes(jax.eval_shape(lambda x: plain.init(jax.random.key(0), x, x if self.cross else None), one)["params"])
 
 
 class Stack(nn.Module):
@@ -101,6 +113,7 @@ class Stack(nn.Module):
       kinds: which of `masks` each layer has, where there are several.
       activation, use_bias, cross, masks, backend: see Block.
       dropout: rate in training.
+      microbatches, rounds: of the pipeline that training is on a mesh with stages; as many microbatches as stages by default.
     """
 
     depth: int
@@ -116,6 +129,8 @@ class Stack(nn.Module):
     kinds: tuple[int, ...] = ()
     backend: str = "xla"
     dropout: float = 0.0
+    microbatches: int | None = None
+    rounds: int = 1
 
     @nn.compact
     def __call__(
@@ -127,9 +142,12 @@ class Stack(nn.Module):
           x: f[B,L,width].
           memory: f[B,M,width] for blocks that read one.
           lengths: i32[B], real positions of the memory, or of x where there is none; all by default.
-          train: whether dropout is on; it draws from the stream "dropout".
+          train: whether dropout is on; it draws from the stream "dropout". On a mesh with stages, training goes through the
+            pipeline: the same numbers, with other dropout masks.
           means: whether the means are asked for; they cost nothing where they are not.
         """
+        if train and stages_here() > 1 and not self.is_initializing():
+            return self._staged(x, memory, lengths)
         kinds = jnp.asarray(self.kinds, jnp.int32) if self.kinds else None
 
         def step(block, x, kind):
@@ -150,6 +168,29 @@ class Stack(nn.Module):
         rate = self.dropout if train else 0.0
         last = scanned(block(x.shape[-1], **self._common(), masks=self.masks, backend=self.backend, dropout=rate, name="blocks"), x, kinds)
         return last if means else last[0]
+
+    @nn.nowrap
+    def pipeline(self, stages: int) -> Pipeline:
+        """Its layers' places in a pipeline. Raises ShardingError where they do not divide."""
+        return Pipeline(self.depth, stages, self.microbatches or stages, self.rounds)
+
+    def _staged(self, x: jax.Array, memory: jax.Array | None, lengths: jax.Array | None) -> jax.Array:
+        """The layers as a pipeline; within a visit `remat` says what its backward pass keeps."""
+        block = Block(x.shape[-1], **self._common(), masks=self.masks, backend=self.backend, dropout=self.dropout, parent=None)
+
+        def visit(weights, layers, x, lengths, key):
+            def step(changed, layer):
+                weights, number = layer
+                kind = jnp.asarray(self.kinds, jnp.int32)[number] if self.kinds else None
+                rngs = {"dropout": jax.random.fold_in(key, number)} if key is not None else {}
+                return block.apply({"params": weights}, changed, x[1], lengths, kind, rngs=rngs)[0], None
+
+            step = step if self.remat == "none" else jax.checkpoint(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            return jax.lax.scan(step, x[0], (weights, layers))[0]
+
+        weights, key = self.variables["params"]["blocks"], self.make_rng("dropout") if self.dropout else None
+        axes = jax.tree.map(lambda names: ("layers", *names), block.axes(), is_leaf=lambda names: isinstance(names, tuple))
+        return run_pipeline(self.pipeline(stages_here()), visit, weights, axes, (x, memory), lengths, key, self.dtype)
 
     @nn.nowrap
     def alone(self, width: int, layer: int) -> Block:

@@ -19,6 +19,7 @@ from vimlab.data.base import SourceInfo
 from vimlab.data.text import SentencePiece, TextTokenizer
 from vimlab.generators.conditioners import ClassCondition
 from vimlab.parallel import rules
+from vimlab.parallel.pipeline_stages import Pipeline, check_pipelines
 from vimlab.pictures import write_whole
 from vimlab.pretrained import Pretrained, open_tokenizer
 from vimlab.random import stream
@@ -60,7 +61,8 @@ class GeneratorTask:
         if isinstance(condition, ClassCondition) and not info.class_names:
             raise ConfigError(f"config.model.condition is 'class', but {info.name!r} has no classes; use data that has them, or condition 'none'")
         classes, words = len(info.class_names or ()), (self.text.size, self.text.length) if self.text else (0, 0)
-        self.model = config.model.make(self.spec, classes=classes, vocabulary=words[0], text_length=words[1], dtype=dtype, platform=platform)
+        self.model = config.model.make(self.spec, classes=classes, vocabulary=words[0], text_length=words[1], dtype=dtype, platform=platform,
+                                       microbatches=config.mesh.microbatches, rounds=config.mesh.rounds)
         self._tokenizer = self.tokenizer.config.make(dtype)
         self._rate = config.optim.rate(total_steps, to_steps)
         self._tx = config.optim.make(self._rate)
@@ -102,7 +104,15 @@ class GeneratorTask:
             extra={"nonfinite": {"total": jnp.int32(0), "streak": jnp.int32(0)}},
         )
 
+    def pipelines(self, mesh: Mesh) -> dict[str, Pipeline]:
+        """The pipelines that a training step goes through, by the name of their layers; none on a mesh without stages."""
+        stages, asked = mesh.shape["stage"], self.config.mesh
+        rounds = {"decoder": asked.rounds}
+        make = lambda name, depth: Pipeline(depth, stages, asked.microbatches or stages, rounds.get(name, 1))
+        return {name: make(name, depth) for name, depth in self.config.model.stacks().items()} if stages > 1 else {}
+
     def shardings(self, mesh: Mesh) -> TrainState:
+        check_pipelines(mesh, self.pipelines(mesh))
         boxed = jax.eval_shape(self._boxed_params, jax.random.key(0))
         abstract = jax.eval_shape(nn.unbox, boxed)
         params = rules.param_shardings(mesh, abstract, rules.logical_axes(boxed))

@@ -107,6 +107,10 @@ class TokenizerTask:
         )
 
     def shardings(self, mesh: Mesh) -> TrainState:
+        if mesh.shape["stage"] > 1:
+            other = dict(mesh.shape) | {"fsdp": mesh.shape["fsdp"] * mesh.shape["stage"], "stage": 1}
+            raise rules.ShardingError(f"config.mesh has stage={mesh.shape['stage']}, but a tokenizer is not trained in a pipeline; "
+                                      f"use a mesh such as {rules.show(other)}")
         boxed = jax.eval_shape(self._boxed_params, jax.random.key(0))
         abstract = jax.eval_shape(nn.unbox, boxed)
         params = rules.param_shardings(mesh, abstract, rules.logical_axes(boxed))

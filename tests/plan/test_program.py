@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from vimlab.plan.program import Split, Work, peak, work
 
@@ -59,6 +61,15 @@ def test_the_worst_moment_of_a_chain():
     kept = peak(jaxpr(lambda x: (y := x @ x, z := y @ x, y @ z), x), whole)
     assert sum(a.bytes for a in kept) == 3 * 64 * 64 * 4
     assert kept[0].shape == (64, 64) and kept[0].name.endswith("dot_general")
+
+
+def test_what_devices_compute_on_their_own():
+    """Under shard_map shapes are a device's: its FLOPs count once a device, its outputs by their specs."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    local = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
+    program = jaxpr(lambda a, b: local(a, b) * 2, A, B)
+    assert work(program).flops == 8 * 2 * 4 * 16 * 32, "fsdp repeats what data has split"
+    assert peak(program, lambda shape: 1)[0].bytes == 8 * 32 * 4 / 2
 
 
 @pytest.mark.parametrize(

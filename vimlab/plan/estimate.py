@@ -125,7 +125,18 @@ def collectives(run: AbstractRun) -> list[Collective]:
         passes = 2 + remat(run)
         sums = [(depth * each * passes, rows * length * width * 2.0) for depth, width, length, each, *_ in stacks(run)]
         found.append(Collective("all-reduce", tensor, sum(n for n, _ in sums) * parts, sum(n * b for n, b in sums)))
+    for pipeline, (_, width, length, *_) in zip(pipelines(run), stacks(run), strict=False):
+        # Two rings turn against each other, forward and backward.
+        rows = run.config.batch_size / ways(run, "data", "fsdp") / pipeline.microbatches
+        count = 2 * 2 * pipeline.iterations
+        found.append(Collective("collective-permute", pipeline.stages, count, count * rows * length * width * 2.0))
     return sorted(found, key=lambda c: -c.wire)
+
+
+def pipelines(run: AbstractRun) -> list[Any]:
+    """The pipelines of a training step, in the order of `stacks`."""
+    found = run.task.pipelines(run.mesh) if isinstance(run.config, GeneratorRun) else {}
+    return [found[name] for name in ("decoder", "text encoder") if name in found]
 
 
 def decoding(run: AbstractRun, images: int) -> tuple[float, float, list[Collective]]:

@@ -13,6 +13,7 @@ from vimlab.parallel.mesh import make_mesh
 from vimlab.plan import compiling, estimate, hlo, program, roofline
 from vimlab.plan.abstract import AbstractRun, Place, StandIns, abstract_run, portable
 from vimlab.plan.chips import Topology
+from vimlab.tasks.generator_config import GeneratorRun
 from vimlab.tasks.task import RunConfig
 
 Plan = dict[str, Any]
@@ -55,6 +56,7 @@ def make_plan(
         "notes": [note for note in run.task.notes() if not note.startswith("tokenizer")],
         "memory": memory(run, where, traced, compiled, training=images is None),
         "step": step(run, where, traced, module, images),
+        "pipeline": stages(run),
         "warnings": warnings(run, compiled, module),
     }
     if images is None:
@@ -112,6 +114,17 @@ def step(run: AbstractRun, where: Topology, traced: Any, module: hlo.Module | No
         "roofline": dataclasses.asdict(roof) | {"seconds": roof.seconds, "bound": roof.bound},
         "roofline_mfu": model_flops / (roof.seconds * where.chips * where.chip.peak),
     }
+
+
+def stages(run: AbstractRun) -> dict[str, Any]:
+    """Of each pipeline of a training step: its sizes, the share of time that a stage waits, the layers of each stage."""
+    if not isinstance(run.config, GeneratorRun):
+        return {}
+    found = {}
+    for name, p in run.task.pipelines(run.mesh).items():
+        sizes = {"stages": p.stages, "microbatches": p.microbatches, "rounds": p.rounds}
+        found[name] = sizes | {"bubble": p.bubble, "layers": [list(p.layers(stage)) for stage in range(p.stages)]}
+    return found
 
 
 def warnings(run: AbstractRun, compiled: compiling.Compiled | None, module: hlo.Module | None) -> list[str]:

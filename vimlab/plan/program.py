@@ -130,14 +130,16 @@ def peak(jaxpr: Any, split: Callable[[tuple[int, ...]], int]) -> list[Alive]:
     alive: dict[Any, Alive] = {}
     size, worst, record = 0.0, 0.0, []
     for i, eqn in enumerate(jaxpr.eqns):
-        inner = max((peak(j, split) for j in subjaxprs(eqn)), key=_total, default=[])
-        for v in eqn.outvars:
+        # Inside `shard_map` shapes are those of a device already.
+        within = (lambda shape: 1) if eqn.primitive.name == "shard_map" else split
+        inner = max((peak(j, within) for j in subjaxprs(eqn)), key=_total, default=[])
+        for v, parts in zip(eqn.outvars, _parts(eqn, split), strict=True):
             if v in last and (eqn.primitive.name not in FUSED or last[v] == len(jaxpr.eqns)):
-                alive[v] = _alive(v, eqn, split)
+                alive[v] = _alive(v, eqn, parts)
                 size += alive[v].bytes
         if size + _total(inner) > worst:
             worst, record = size + _total(inner), [*alive.values(), *inner]
-        for v in {*eqn.invars} if not any(isinstance(v, Literal) for v in eqn.invars) else {v for v in eqn.invars if not isinstance(v, Literal)}:
+        for v in {v for v in eqn.invars if not isinstance(v, Literal)}:
             if last.get(v) == i and v in alive:
                 size -= alive.pop(v).bytes
     return sorted(record, key=lambda a: -a.bytes)
@@ -147,10 +149,18 @@ def _total(alive: list[Alive]) -> float:
     return sum(a.bytes for a in alive)
 
 
-def _alive(v: Any, eqn: Any, split: Callable[[tuple[int, ...]], int]) -> Alive:
+def _parts(eqn: Any, split: Callable[[tuple[int, ...]], int]) -> list[int]:
+    """Into how many parts each output of an operation is split."""
+    if eqn.primitive.name != "shard_map":
+        return [split(tuple(v.aval.shape)) for v in eqn.outvars]
+    axes = lambda spec: [a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)]
+    return [math.prod(eqn.params["mesh"].shape[a] for a in axes(spec)) for spec in eqn.params["out_specs"]]
+
+
+def _alive(v: Any, eqn: Any, parts: int) -> Alive:
     shape = tuple(v.aval.shape)
     name = "/".join(filter(None, (str(eqn.source_info.name_stack), eqn.primitive.name)))
-    return Alive(_bytes(v) / split(shape), shape, str(v.aval.dtype), name)
+    return Alive(_bytes(v) / parts, shape, str(v.aval.dtype), name)
 
 
 def _size(v: Any) -> int:

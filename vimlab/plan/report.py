@@ -13,7 +13,7 @@ def text(plan: dict[str, Any], config: str) -> str:
     where = plan["topology"]
     head = f"{plan['what']} of {config} on {where['name']}: {where['chips']} x {where['chip']}, {where['hosts']} hosts, mesh {show(plan['mesh'])}"
     sections = [("assumed", plan["assumed"]), ("notes", plan["notes"])]
-    lines = [head, *_bullets(sections), "", *_memory(plan["memory"]), "", *_step(plan), *_run(plan)]
+    lines = [head, *_bullets(sections), "", *_memory(plan["memory"]), "", *_step(plan), *_pipeline(plan["pipeline"]), *_run(plan)]
     if "compile" in plan:
         lines += ["", f"compiled in {plan['compile']['seconds']:.0f} s at level {plan['compile']['level']}"]
     return "\n".join([*lines, *_bullets([("warnings", plan["warnings"]), ("next", plan.get("advice", []))])])
@@ -54,13 +54,30 @@ def _step(plan: dict[str, Any]) -> Iterator[str]:
     roof, by = step["roofline"], step["by"]
     yield "a step"
     yield f"  FLOPs of the model    {step['model_flops']:.3e}"
-    yield f"  FLOPs executed        {step['executed_flops']:.3e}, recomputation included"
+    yield f"  FLOPs executed        {step['executed_flops']:.3e}, with recomputation and what stages of a pipeline compute in vain"
     yield f"  memory traffic        {step['bytes'] / 1e9:.1f} GB a chip ({by})"
     yield f"  collectives ({by}): runs, size on a chip, what a chip sends" if step["collectives"] else "  collectives           none"
     for c in step["collectives"][:8]:
         yield f"    {c['kind']:18} of {c['group']:<5} {c['count']:>8} x {c['bytes'] / 1e9:>9.2f} GB {c['wire'] / 1e9:>9.2f} GB"
     times = ", ".join(f"{name} {roof[name]:.3g} s" for name in ("compute", "memory", "interconnect"))
     yield f"  roofline              {roof['seconds']:.3g} s, bound by {roof['bound']} ({times}); MFU at most {step['roofline_mfu']:.0%}"
+
+
+def _pipeline(pipelines: dict[str, Any]) -> Iterator[str]:
+    for name, p in pipelines.items():
+        yield f"  pipeline of the {name}: {p['stages']} stages, {p['microbatches']} microbatches, {p['rounds']} rounds; a stage waits {p['bubble']:.1%} of the time"
+        yield "    layers of the stages: " + "; ".join(_ranges(layers) for layers in p["layers"])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 16-19` of ascending numbers."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 def _run(plan: dict[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ class Roofline:
     """The least time of a step, were everything overlapped: the longest of three.
 
     Attributes:
-      compute: seconds of the executed FLOPs at the chips' peak, longer by the pipeline's bubble.
+      compute: seconds of the executed FLOPs at the chips' peak.
       memory: seconds of the memory traffic.
       interconnect: seconds of what each chip sends.
     """
@@ -35,18 +35,17 @@ class Roofline:
         return max(times, key=times.get)
 
 
-def roofline(where: Topology, flops: float, traffic: float, collectives: Sequence[Collective], bubble: float = 0.0) -> Roofline:
+def roofline(where: Topology, flops: float, traffic: float, collectives: Sequence[Collective]) -> Roofline:
     """The roofline of a step.
 
     Args:
-      flops: executed, all chips together.
+      flops: executed, all chips together; what stages compute in vain while a pipeline fills is among them.
       traffic: bytes to and from the memory of one chip.
       collectives: of the step; in each a chip sends `wire` bytes over all its links.
-      bubble: share of the time in which a stage of a pipeline waits.
     """
     chip = where.chip
     wire = sum(c.wire / chip.wire(c.group) for c in collectives)
-    return Roofline(flops / (where.chips * chip.peak) / (1 - bubble), traffic / chip.bandwidth, wire)
+    return Roofline(flops / (where.chips * chip.peak), traffic / chip.bandwidth, wire)
 
 
 def whole_run(where: Topology, model_flops: float, steps: int, best: float, efficiencies: Sequence[float] = EFFICIENCIES) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ again, unless `--again` is given.
 
 import argparse
 import fnmatch
+import importlib.util
 import json
 import pathlib
 import shlex
@@ -18,7 +19,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "plans"
 LPIPS = "--config.loss.perceptual.weights=vgg16-397923af.pth,vgg.pth"  # The paper's loss has it; a plan reads no weights.
-IMAGENET, CIFAR = "configs/vitvq_small_imagenet256.py", "configs/vitvq_cifar10.py"
+IMAGENET = "configs/vitvq_small_imagenet256.py"
 # name: (what the plan is of, arguments of `vimlab plan`). The paper's own layouts come first, then a topology that can be rented.
 PLANS = {
     "vitvq_ss_v4_128": ("ViT-VQGAN SS, the paper's 128 TPU v4", f"--config {IMAGENET} --topology v4:4x4x8 {LPIPS}"),
@@ -26,17 +27,17 @@ PLANS = {
     "vitvq_sl_v4_128": ("ViT-VQGAN SL, the paper's 128 TPU v4", f"--config {IMAGENET}:pair=sl --topology v4:4x4x8 {LPIPS}"),
     "vitvq_ss_v5e_64": ("ViT-VQGAN SS", f"--config {IMAGENET} --topology v5e:8x8 {LPIPS}"),
     "vitvq_bb_v5e_64": ("ViT-VQGAN BB", f"--config {IMAGENET}:pair=bb --topology v5e:8x8 {LPIPS}"),
-    "vitvq_sl_v5e_128": ("ViT-VQGAN SL", f"--config {IMAGENET}:pair=sl --topology v5e:8x16 {LPIPS}"),
+    "vitvq_sl_v5e_128": ("ViT-VQGAN SL", f"--config {IMAGENET}:pair=sl --topology v5e:8x16 --mesh fsdp=8 {LPIPS}"),
     "vim_base_v4_128": ("VIM-Base", "--config configs/vim_base_imagenet256.py --topology v4:4x4x8"),
     "vim_base_v5e_256": ("VIM-Base", "--config configs/vim_base_imagenet256.py --topology v5e:16x16"),
     "vim_large_v4_128": ("VIM-Large", "--config configs/vim_large_imagenet256.py --topology v4:4x4x8"),
-    "vim_large_v5e_256": ("VIM-Large", "--config configs/vim_large_imagenet256.py --topology v5e:16x16"),
+    "vim_large_v5e_256": ("VIM-Large", "--config configs/vim_large_imagenet256.py --topology v5e:16x16 --mesh fsdp=16"),
     "parti_350m_v4_256": ("Parti-350M, data-parallel as in the paper", "--config configs/parti_350m.py --topology v4:4x8x8"),
-    "parti_350m_v5e_256": ("Parti-350M", "--config configs/parti_350m.py --topology v5e:16x16"),
+    "parti_350m_v5e_256": ("Parti-350M", "--config configs/parti_350m.py --topology v5e:16x16 --config.accumulate=2"),
     "parti_750m_v4_256": ("Parti-750M, data-parallel as in the paper", "--config configs/parti_750m.py --topology v4:4x8x8"),
-    "parti_750m_v5e_256": ("Parti-750M", "--config configs/parti_750m.py --topology v5e:16x16"),
+    "parti_750m_v5e_256": ("Parti-750M", "--config configs/parti_750m.py --topology v5e:16x16 --config.accumulate=8"),
     "parti_3b_v4_512": ("Parti-3B, the paper's 4-way in-layer x 128-way data", "--config configs/parti_3b.py --topology v4:8x8x8"),
-    "parti_3b_v5e_256": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:16x16"),
+    "parti_3b_v5e_256": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:16x16 --config.accumulate=16"),
     "parti_20b_v4_1024": ("Parti-20B, the paper's 1024 TPU v4", "--config configs/parti_20b.py --topology v4:8x8x16"),
 }
 LEGEND = """# Plans
@@ -53,6 +54,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make plans again that are there")
     parser.add_argument("--fast", action="store_true", help="let the compiler optimise little")
     args = parser.parse_args()
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("these plans are compiled, which needs libtpu: `pip install \"vimlab[tpu]\"`")
     RESULTS.mkdir(exist_ok=True)
     for name, (_, arguments) in PLANS.items():
         file = RESULTS / f"{name}.json"

@@ -90,6 +90,7 @@ def test_a_plan_that_does_not_fit_says_what_to_try(tmp_path, capsys, monkeypatch
         (("parti_emoji.py", "--topology", "v5e:2x2", "--mesh", "4"), "write it as"),
         (("parti_emoji.py:smoke", "--topology", "v5e:16x16"), "data-parallel devices"),
         (("vitvq_emoji.py", "--topology", "v5e:2x2", "--sample"), "trains a tokenizer"),
+        (("parti_emoji.py", "--topology", "v5e:2x2", "--sample", "--search"), "one of the two"),
         (("parti_emoji.py", "--topology", "v5e:2x2", "--tokenizer-config", str(CONFIGS / "parti_emoji.py")), "that of a tokenizer"),
     ],
 )

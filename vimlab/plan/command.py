@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         vocabulary=args.vocabulary,
     )  # fmt: skip
     make = lambda config: make_plan(config, where, stand_ins, fast=args.fast, compiles=not args.no_compile, sample=args.sample)
+    if args.search and args.sample is not None:
+        raise ConfigError("--search tries settings of training, and --sample plans decoding; give one of the two")
     if args.search:
         return _search(search.candidates(config, where, stand_ins), make, args)
     plan = make(config)

@@ -130,8 +130,9 @@ def stages(run: AbstractRun) -> dict[str, Any]:
 def warnings(run: AbstractRun, compiled: compiling.Compiled | None, module: hlo.Module | None) -> list[str]:
     """What should be looked at before many chips are taken."""
     found = [f"the compiler makes an array whole on every device to lay it out anew: {line}" for line in (compiled.warnings if compiled else [])]
-    for array in estimate.replicated(run):
-        found.append(f"every chip holds the whole of {array['name']} ({array['bytes'] / (1 << 20):.0f} MiB)")
+    if whole := estimate.replicated(run):
+        size, named = sum(a["bytes"] for a in whole), ", ".join(f"{a['name']} ({a['bytes'] / (1 << 30):.2f} GiB)" for a in whole[:3])
+        found.append(f"every chip holds {size / (1 << 30):.1f} GiB of large arrays whole, the largest {named}; --mesh fsdp=… would split them")
     if module and (count := hlo.unknown_loops(module)):
         found.append(f"{count} loops do not say how often they run: their bytes and collectives are counted once")
     return found

@@ -122,6 +122,34 @@ def test_a_tpus_program_is_read():
     assert hlo.traffic(module) == 10 * turn + 8, "and the counter's copy"
 
 
+SLICED = """HloModule m
+%inner (p: f32[36,128], i: s32[]) -> f32[1,128] {
+  %p = f32[36,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %row = f32[1,128]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,128}
+}
+%outer (all: f32[36,128], i: s32[], into: f32[36,128]) -> f32[36,128] {
+  %all = f32[36,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %into = f32[36,128]{1,0} parameter(2)
+  %same = f32[36,128]{1,0} bitcast(%all)
+  %row = f32[1,128]{1,0} fusion(%same, %i), kind=kLoop, calls=%inner
+  ROOT %out = f32[36,128]{1,0} dynamic-update-slice(%into, %row, %i, %i)
+}
+ENTRY %main (all: f32[36,128], i: s32[], into: f32[36,128]) -> f32[36,128] {
+  %all = f32[36,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %into = f32[36,128]{1,0} parameter(2)
+  ROOT %out = f32[36,128]{1,0} fusion(%all, %i, %into), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_of_a_stack_of_layers_only_one_is_moved():
+    """As a scan reads and writes its stacked arrays: a row in, a row out, the index."""
+    assert hlo.traffic(hlo.parse(SLICED)) == 2 * 128 * 4 + 4
+
+
 def test_a_loop_without_a_stated_end_is_counted_once_and_reported():
     module = hlo.parse(TPU.replace("constant(12)", "custom-call(), custom_call_target=\"x\""))
     assert hlo.unknown_loops(module) == 1

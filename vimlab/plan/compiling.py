@@ -24,7 +24,6 @@ ENVIRONMENT = {
     # libtpu cannot read back what it writes there.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
-DETAIL = 40_000  # Characters of the compiler's own account that are kept.
 
 
 def prepare_environment(*, fast: bool) -> None:
@@ -86,6 +85,8 @@ def compile_step(traced: Any, mesh: Any) -> Compiled:
             text = compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
+                file.seek(0)
+                sys.stderr.write(file.read().decode(errors="replace"))
                 raise
             refusal = str(error)
         file.seek(0)

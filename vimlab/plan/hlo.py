@@ -260,29 +260,36 @@ def _moved(module: Module, computation: dict[str, Instruction], instruction: Ins
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * sum(given[1:])
     if instruction.opcode == "fusion":
-        inside = module.computations[instruction.called("calls")[0]]
-        return _fusion_moved(inside, result, given)
+        name = instruction.called("calls")[0]
+        return max(result - _kept(module, name), 0) + sum(_read(module, name, n, whole) for n, whole in enumerate(given))
     return result + sum(given)
 
 
-def _fusion_moved(inside: dict[str, Instruction], result: float, given: list[float]) -> float:
-    """A fusion reads only the slices that it takes of an operand, and writes only the part that it updates in place."""
-    readers = collections.defaultdict(list)
+def _read(module: Module, name: str, number: int, whole: float) -> float:
+    """Bytes that a fusion reads of its operand of this number: only the slices that it takes, and nothing of what it updates in place."""
+    inside = module.computations[name]
+    names = [i.name for i in inside.values() if i.opcode == "parameter" and i.rest == str(number)]
+    total = 0.0
+    while names:
+        source = names.pop()
+        for reader in (i for i in inside.values() if source in i.operands):
+            if reader.opcode == "bitcast":
+                names.append(reader.name)
+            elif reader.opcode == "fusion":
+                total += _read(module, reader.called("calls")[0], reader.operands.index(source), whole)
+            elif reader.opcode in SLICES and reader.operands[0] == source:
+                total += size(reader.shape)
+            elif not (reader.opcode == "dynamic-update-slice" and reader.operands[0] == source):
+                total += whole
+    return min(whole, total)
+
+
+def _kept(module: Module, name: str) -> float:
+    """Bytes of a fusion's result that it leaves as they are, for it updates only a slice of them."""
+    inside, kept = module.computations[name], 0.0
     for i in inside.values():
-        for name in i.operands:
-            readers[name].append(i)
-    total = result
-    for i in inside.values():
-        if i.opcode == "parameter" and int(i.rest) < len(given):
-            part = given[int(i.rest)]
-            use = readers[i.name]
-            if use and all(u.opcode in SLICES for u in use):
-                part = min(part, sum(size(u.shape) for u in use))
-            elif use and all(u.opcode == "dynamic-update-slice" and u.operands[0] == i.name for u in use):
-                part = 0.0
-            total += part
-    for i in inside.values():
-        if i.opcode == "dynamic-update-slice" and size(i.shape) <= total:
-            update = inside.get(i.operands[1])
-            total -= size(i.shape) - (size(update.shape) if update else 0)
-    return max(total, 0.0)
+        if i.opcode == "dynamic-update-slice":
+            kept += size(i.shape) - (size(inside[i.operands[1]].shape) if i.operands[1] in inside else 0)
+        elif i.opcode == "fusion":
+            kept += _kept(module, i.called("calls")[0])
+    return kept

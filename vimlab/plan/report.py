@@ -54,7 +54,7 @@ def _step(plan: dict[str, Any]) -> Iterator[str]:
     roof, by = step["roofline"], step["by"]
     yield "a step"
     yield f"  FLOPs of the model    {step['model_flops']:.3e}"
-    yield f"  FLOPs executed        {step['executed_flops']:.3e}, with recomputation and what stages of a pipeline compute in vain"
+    yield f"  FLOPs executed        {step['executed_flops']:.3e}, with recomputation{' and what idle stages compute' if plan['pipeline'] else ''}"
     yield f"  memory traffic        {step['bytes'] / 1e9:.1f} GB a chip ({by})"
     yield f"  collectives ({by}): runs, size on a chip, what a chip sends" if step["collectives"] else "  collectives           none"
     for c in step["collectives"][:8]:
@@ -87,7 +87,11 @@ def _run(plan: dict[str, Any]) -> Iterator[str]:
     yield from ["", f"the run: {run['steps']:,} steps, {run['examples']:.3e} examples"]
     for row in run["at"]:
         beyond = "" if row["within_roofline"] else "  (beyond the roofline)"
-        yield f"  at {row['mfu']:.0%} MFU  {row['step_seconds']:8.3g} s a step  {row['hours']:10,.1f} hours  {row['chip_hours']:12,.0f} chip-hours{beyond}"
+        yield f"  at {row['mfu']:.0%} MFU  {row['step_seconds']:8.3g} s a step  {_count(row['hours']):>8} hours  {_count(row['chip_hours']):>10} chip-hours{beyond}"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -27,4 +27,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.model.update(dataclasses.asdict(size))
         config.model.condition.depth = text_depth
         config.mesh.tensor = 4
+        config.accumulate = 4  # What blocks keep for the backward pass would not fit a v4 at once; see `vimlab plan`.
     return config

@@ -25,4 +25,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         text_depth, size = PARTI["750m"]
         config.model.update(dataclasses.asdict(size))
         config.model.condition.depth = text_depth
+        config.accumulate = 2  # What blocks keep for the backward pass would not fit 256 v4 at once; see `vimlab plan`.
     return config

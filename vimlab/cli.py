@@ -16,6 +16,7 @@ COMMANDS = {
     "sweep": ("vimlab.sweep.cli", "run many trials of a config, and compare them"),
     "config": ("vimlab.config_command", "show a config, or the difference of two"),
     "data": ("vimlab.data.commands", "import, check or preview a data set, train a vocabulary"),
+    "plan": ("vimlab.plan.command", "whether a run fits chips that are not here, and how long it takes"),
     "weights": ("vimlab.weights_command", "which public weight files evaluations can use, and whether yours are whole"),
     "ckpt": ("vimlab.ckpt", "list, show, verify or export checkpoints"),
     "launch": ("vimlab.launch.cli", "start a command on many processes, here or on a pod, and look after it"),

@@ -69,7 +69,12 @@ def open_tokenizer(path: str | paths.Path) -> Pretrained:
         what = f"a run of the task {config['task']!r}" if config else "weights without their config.json"
         raise ConfigError(f"{str(path)!r} is {what}, not a trained tokenizer; name a tokenizer's workdir or an export of it")
     model = configs.resolve(TokenizerConfig, config["model"])
-    init = lambda: nn.unbox(model.make().init(jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3)))["params"])
-    params, _ = init_from(path, {"tokenizer": jax.eval_shape(init)})
+    params, _ = init_from(path, {"tokenizer": shapes(model)})
     return Pretrained(str(path), meta, model, jax.tree.map(np.asarray, params["tokenizer"]))
+
+
+def shapes(model: TokenizerConfig) -> Any:
+    """Shapes and types of a tokenizer's parameters."""
+    images = (1, model.image_size, model.image_size, 3)
+    return jax.eval_shape(lambda: nn.unbox(model.make().init(jax.random.key(0), jnp.zeros(images))["params"]))
 

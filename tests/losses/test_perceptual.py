@@ -154,7 +154,7 @@ def test_two_torch_files_give_the_weights(tmp_path, plausible, write):
     write(tmp_path / "vgg16.pth", backbone(plausible) | {"classifier.0.bias": np.zeros(7, np.float32)})
     write(tmp_path / "heads.pth", heads(plausible))
     loaded = perceptual.load_weights(tmp_path / "heads.pth", tmp_path / "vgg16.pth")
-    assert set(loaded) == set(perceptual._shapes())
+    assert set(loaded) == set(perceptual.weight_shapes())
     np.testing.assert_array_equal(loaded["conv28.w"][0, 1, 2, 3], plausible["features.28.weight"][3, 2, 0, 1])
     np.testing.assert_array_equal(loaded["conv0.b"], plausible["features.0.bias"])
     np.testing.assert_array_equal(loaded["head4"], plausible["lin4.model.1.weight"][0, :, 0, 0])

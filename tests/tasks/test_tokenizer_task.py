@@ -339,7 +339,7 @@ def test_the_perceptual_loss_enters_the_step():
     rng = np.random.default_rng(0)
     weights = {
         name: jnp.asarray(np.abs(rng.normal(size=s)) if "head" in name else rng.normal(size=s) * np.sqrt(2 / np.prod(s[:-1])), jnp.float32)
-        for name, s in perceptual._shapes().items()
+        for name, s in perceptual.weight_shapes().items()
     }
     task = make(loss__adversarial="none", loss__perceptual__weight=0.1, ema="none", model__image_size=16, model__patch=4)
     assert task.frozen == {} and "perceptual loss is off" in task.notes()[0]

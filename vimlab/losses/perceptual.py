@@ -102,7 +102,7 @@ def load_weights(*paths: str | os.PathLike) -> Weights:
             raise PerceptualError(f"the perceptual weights {str(path)!r} do not exist; {NEEDED} (or no perceptual loss)")
         _check_name(path)
         found |= {_name(n): x for n, x in _read(path).items() if _name(n)}
-    weights = {name: _take(found, name, shape, paths) for name, shape in _shapes().items()}
+    weights = {name: _take(found, name, shape, paths) for name, shape in weight_shapes().items()}
     _check(weights, ", ".join(map(str, paths)))
     return weights
 
@@ -121,7 +121,8 @@ def hashes(*paths: str | os.PathLike) -> dict[str, str]:
     return {pathlib.Path(path).name: sha256(path) for path in paths}
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def weight_shapes() -> dict[str, tuple[int, ...]]:
+    """The shape of each array that `load_weights` returns."""
     shapes, channels = {}, 3
     for convolutions, width in zip(STAGES, WIDTHS, strict=True):
         for index in convolutions:

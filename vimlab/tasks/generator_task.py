@@ -16,12 +16,12 @@ from jax.typing import DTypeLike
 from vimlab import optim as optimizers
 from vimlab.config import ConfigError, Duration
 from vimlab.data.base import SourceInfo
-from vimlab.data.text import SentencePiece
+from vimlab.data.text import SentencePiece, TextTokenizer
 from vimlab.generators.conditioners import ClassCondition
 from vimlab.parallel import rules
 from vimlab.parallel.pipeline_stages import Pipeline, check_pipelines
 from vimlab.paths import Path, write_whole
-from vimlab.pretrained import open_tokenizer
+from vimlab.pretrained import Pretrained, open_tokenizer
 from vimlab.random import stream
 from vimlab.sampling.decode import decode
 from vimlab.state import TrainState
@@ -40,6 +40,8 @@ class GeneratorTask:
       to_steps: turns a Duration into steps.
       dtype: of matrix products.
       info: of the training data.
+      tokenizer, text: what `config.tokenizer` and `config.data.text` name; opened if not given.
+      platform: that the steps are for; this process's by default.
 
     Raises:
       ConfigError: no tokenizer at `config.tokenizer`, classes or captions wanted where there are none.
@@ -48,17 +50,18 @@ class GeneratorTask:
     inference_networks = ("generator",)
 
     def __init__(
-        self, config: GeneratorRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike, info: SourceInfo
-    ) -> None:
+        self, config: GeneratorRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike, info: SourceInfo, *,
+        tokenizer: Pretrained | None = None, text: TextTokenizer | None = None, platform: str | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.info = config, info
-        self.tokenizer = open_tokenizer(config.tokenizer)
+        self.tokenizer = tokenizer or open_tokenizer(config.tokenizer)
         self.spec, self.image_size = self.tokenizer.config.spec, self.tokenizer.config.image_size
-        self.text = config.data.text.open() if config.data.text else None
+        self.text = text or (config.data.text.open() if config.data.text else None)
         condition = config.model.condition
         if isinstance(condition, ClassCondition) and not info.class_names:
             raise ConfigError(f"config.model.condition is 'class', but {info.name!r} has no classes; use data that has them, or condition 'none'")
         classes, words = len(info.class_names or ()), (self.text.size, self.text.length) if self.text else (0, 0)
-        self.model = config.model.make(self.spec, classes=classes, vocabulary=words[0], text_length=words[1], dtype=dtype,
+        self.model = config.model.make(self.spec, classes=classes, vocabulary=words[0], text_length=words[1], dtype=dtype, platform=platform,
                                        microbatches=config.mesh.microbatches, rounds=config.mesh.rounds)
         self._tokenizer = self.tokenizer.config.make(dtype)
         self._rate = config.optim.rate(total_steps, to_steps)

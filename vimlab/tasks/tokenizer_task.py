@@ -37,17 +37,19 @@ class TokenizerTask:
       to_steps: turns a Duration into steps.
       dtype: of matrix products.
       info: of the training data, which a tokenizer needs nothing of.
+      vgg: the perceptual loss's weights; read from its files if not given.
     """
 
     inference_networks = ("tokenizer",)
     text = None
 
     def __init__(
-        self, config: TokenizerRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike, info: SourceInfo | None = None
-    ) -> None:
+        self, config: TokenizerRun, total_steps: int, to_steps: Callable[[Duration], int], dtype: DTypeLike, info: SourceInfo | None = None,
+        *, vgg: Any = None,
+    ) -> None:  # fmt: skip
         self.config, self.image_size, self.spec = config, config.model.image_size, config.model.spec
         self.identity: dict[str, str] = {}
-        self.model, self._dtype = config.model.make(dtype), dtype
+        self.model, self._dtype, self._vgg = config.model.make(dtype), dtype, vgg
         self._rates = {"tokenizer": config.optim.rate(total_steps, to_steps)}
         self._tx = {"tokenizer": config.optim.make(self._rates["tokenizer"])}
         gan = config.loss.adversarial
@@ -69,11 +71,13 @@ class TokenizerTask:
     def frozen(self) -> dict[str, Any]:
         """Weights that no step changes; an argument of the step, for constants would be compiled into it."""
         lpips = self.config.loss.perceptual
-        return {"vgg": perceptual.load_weights(*lpips.weights)} if lpips and lpips.weights else {}
+        return {"vgg": self._vgg or perceptual.load_weights(*lpips.weights)} if lpips and lpips.weights else {}
 
     def notes(self) -> list[str]:
         """What the user should know before a long run."""
         lpips = self.config.loss.perceptual
+        if self._vgg is not None:
+            return ["the perceptual loss has weights that were handed to it, not those of its files"]
         if lpips and lpips.weights:
             return [perceptual.provenance(*lpips.weights)]
         return ["the perceptual loss is off: config.loss.perceptual.weights names no files"] if lpips else []

@@ -1,7 +1,10 @@
 """Nearest-code search in f32 at the highest precision, one block of scores at a time."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Scores held at once: this many latents against the whole codebook. On a CPU a block of 8192 x 128 f32 stays in the
 # caches; accelerators want blocks that fill their matrix units.
@@ -20,8 +23,12 @@ def nearest_codes(latents: jax.Array, codebook: jax.Array) -> jax.Array:
     Returns:
       i32[B,N].
     """
+    # By the platform that the program is compiled for, which need not be this process's.
+    return lax.platform_dependent(latents, codebook, cpu=partial(_nearest, CPU_ROWS), default=partial(_nearest, ACCELERATOR_ROWS))
+
+
+def _nearest(rows: int, latents: jax.Array, codebook: jax.Array) -> jax.Array:
     b, n, c = latents.shape
-    rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
     block = max(1, min(n, rows // b))
     blocks = -(-n // block)
     padded = jnp.pad(latents, ((0, 0), (0, blocks * block - n), (0, 0)))
@@ -34,10 +41,10 @@ def nearest_codes(latents: jax.Array, codebook: jax.Array) -> jax.Array:
     def search(block_latents):
         # Codes are the rows of the scores: the best of a column is found in vector steps, that of a row is not.
         flat = block_latents.reshape(b * block, c + 1)
-        scores = jnp.einsum("kc,nc->kn", codes, flat, precision=jax.lax.Precision.HIGHEST)
+        scores = jnp.einsum("kc,nc->kn", codes, flat, precision=lax.Precision.HIGHEST)
         # Faster than argmax, which XLA does not vectorise on CPUs; the same result. A column of NaN gives K - 1.
         best = jnp.where(scores == scores.max(0), ids, codebook.shape[0] - 1).min(0)
         return best.reshape(b, block)
 
-    found = jax.lax.map(search, padded)
+    found = lax.map(search, padded)
     return found.transpose(1, 0, 2).reshape(b, blocks * block)[:, :n]

@@ -14,7 +14,7 @@ import pytest
 
 from vimlab.config import ConfigError
 from vimlab.sweep import cli
-from vimlab.sweep.runner import goes_on, last_sentence
+from vimlab.sweep.runner import last_sentence
 from vimlab.sweep.store import load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -160,8 +160,7 @@ def test_a_trial_outlives_its_killed_runner_and_is_not_started_twice(tmp_path):
     assert cli.main(sweep(work, "seed=8")) == 0 and starts(work, "seed=8") == 2
 
 
-def test_which_ends_go_on_and_what_a_log_says_last(tmp_path):
-    assert all(map(goes_on, (75, -9, -15, 137, 143, 134))) and not any(map(goes_on, (0, 1, 2, 127)))
+def test_what_a_log_says_last(tmp_path):
     log = tmp_path / "log"
     log.write_text("vimlab: error: old\n")
     begin = log.stat().st_size

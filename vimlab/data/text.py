@@ -18,7 +18,7 @@ import numpy as np
 
 from vimlab.config import ConfigError, suggest
 from vimlab.data.base import DataError, Source, fingerprint
-from vimlab.pictures import write_whole
+from vimlab.paths import write_whole
 
 PAD = 0  # After the end.
 NULL = 1  # Stands alone for a text that was dropped: guidance's empty condition.

@@ -12,8 +12,9 @@ from vimlab import exits
 from vimlab.config import ConfigError
 from vimlab.launch.accelerators import Slice
 from vimlab.launch.outcome import GOES_ON
-from vimlab.launch.record import LaunchFolder, is_bucket, now
+from vimlab.launch.record import LaunchFolder, now
 from vimlab.launch.shell import Shell
+from vimlab.paths import is_bucket
 
 NAME_LIMIT = 28  # Kueue, JobSet and GKE add to names, which end at 63 characters.
 

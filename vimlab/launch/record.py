@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from vimlab.config import ConfigError
-from vimlab.pictures import write_whole
+from vimlab.paths import is_bucket, write_whole
 
 
 def workdir_of(command: Sequence[str]) -> str:
@@ -24,11 +24,6 @@ def workdir_of(command: Sequence[str]) -> str:
         if item.startswith("--workdir="):
             return item.removeprefix("--workdir=")
     raise ConfigError("the command after `--` names no --workdir, under which the logs of its processes go; add --workdir FOLDER to it")
-
-
-def is_bucket(path: str) -> bool:
-    """Whether the path is an object store's, as in gs://bucket/run."""
-    return bool(re.match(r"[a-z][a-z0-9]+:/", path))
 
 
 def slug(workdir: str, limit: int) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from vimlab import exits
 from vimlab.config import ConfigError
 from vimlab.launch.outcome import GOES_ON
-from vimlab.launch.record import LaunchFolder, is_bucket, now
+from vimlab.launch.record import LaunchFolder, now
 from vimlab.launch.shell import LaunchError, Shell
+from vimlab.paths import is_bucket
 
 LAST_WAIT = 600  # Seconds between the first process's end and the others': the first one may still be writing a report.
 

@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from etils import epath
-
-from vimlab.launch.record import is_bucket, now, workdir_of
+from vimlab import paths
+from vimlab.launch.record import now, workdir_of
+from vimlab.paths import is_bucket
 
 COPY_SECONDS = 60.0
 PATIENCE = 120.0  # Seconds that an earlier process on this host gets to save and end.
@@ -73,7 +73,7 @@ class Log:
     """A worker's log, WORKDIR/logs/worker_NAME.log, shown as it grows; one in a bucket is a local file that is copied there every minute."""
 
     def __init__(self, workdir: str, name: str) -> None:
-        self._target = epath.Path(workdir) / "logs" / f"worker_{name}.log"
+        self._target = paths.place(workdir) / "logs" / f"worker_{name}.log"
         self._remote = is_bucket(workdir)
         self._folder = tempfile.TemporaryDirectory(prefix="vimlab-log-") if self._remote else None
         self.path = pathlib.Path(self._folder.name if self._folder else self._target.parent) / self._target.name

@@ -2,8 +2,6 @@
 
 import argparse
 import importlib
-import pathlib
-import re
 import shlex
 import shutil
 import subprocess
@@ -11,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vimlab import config as configs
-from vimlab import exits
+from vimlab import exits, paths
 from vimlab.config import ConfigError
 from vimlab.evals import EvalsConfig
 from vimlab.sweep import experiment as experiments
@@ -83,8 +81,8 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vimlab sweep run", description="Run the trials of a sweep. The same command goes on with what is "
                                      "unfinished and leaves what is done. --config.key=value is set in every trial.")
     parser.add_argument("target", help="an experiment file, or a config file as for `vimlab train`")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the sweep; trials have folders of their own below it")
-    parser.add_argument("--trials", type=pathlib.Path, metavar="FOLDER", help="folder of the trials' own workdirs (WORKDIR/trials); for launchers a "
+    parser.add_argument("--workdir", required=True, type=paths.place, help="folder of the sweep; trials have folders of their own below it")
+    parser.add_argument("--trials", type=paths.place, metavar="FOLDER", help="folder of the trials' own workdirs (WORKDIR/trials); for launchers a "
                         "place that their machines see")
     parser.add_argument("--over", action="append", default=[], metavar="KEY=VALUES", help="sweep a config's key over comma-separated values; "
                         "several make a grid")
@@ -102,7 +100,7 @@ def _run_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(args: argparse.Namespace, folder: pathlib.Path) -> None:
+def _check(args: argparse.Namespace, folder: paths.Path) -> None:
     """Raises ConfigError for options that cannot be."""
     if args.parallel < 1:
         raise ConfigError(f"--parallel is {args.parallel}, but must be at least 1")
@@ -110,6 +108,6 @@ def _check(args: argparse.Namespace, folder: pathlib.Path) -> None:
         raise ConfigError("--launcher-args has no meaning for --launcher local, which runs plain processes")
     if not args.program.strip() or shutil.which(shlex.split(args.program)[0]) is None:
         raise ConfigError(f"--program {args.program!r} does not begin with a program that is found here; give what `vimlab` is called as")
-    for flag, path in (("--workdir", args.workdir), ("--trials", folder)):
-        if re.match(r"[a-z][a-z0-9]+:/", str(path)):  # `Path` would quietly make a folder of that name here.
-            raise ConfigError(f"{flag} {path} names a bucket; give a folder, of this machine or mounted")
+    paths.refuse_bucket(args.workdir, "--workdir", "runners lock trials there; keep it on this machine and put the trials there with --trials")
+    paths.check(args.workdir)
+    paths.check(folder, "--trials")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from vimlab.config import ConfigError, flatten, suggest
 from vimlab.evals import workdir
 from vimlab.evals.comparison import ORIGIN
+from vimlab.paths import Path
 from vimlab.sweep.algebra import text
 from vimlab.sweep.experiment import Report
 from vimlab.sweep.store import Sweep
@@ -219,7 +219,7 @@ def as_json(results: Results) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def progress(folder: pathlib.Path) -> int | None:
+def progress(folder: Path) -> int | None:
     """The newest step in a run's logs, or None before there is one."""
     steps = []
     for name in ("metrics", "performance"):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from vimlab import exits
+from vimlab.launch.outcome import Outcome, judge
 from vimlab.metrics import clock
 from vimlab.sweep.store import Sweep
 from vimlab.sweep.trials import Trial
@@ -108,7 +109,7 @@ class Runner:
             if code == exits.FINISHED:
                 finished = [*self.sweep.record(trial).get("finished", ()), stage]
                 self.sweep.note(trial, state="", message="", finished=finished, seconds=seconds + before)
-            elif goes_on(code) or self._stop.is_set():
+            elif judge(code) is Outcome.PREEMPTED or self._stop.is_set():
                 attempts += 1
                 self.sweep.note(trial, state="unfinished", message=f"stopped with code {code}; its state is saved, and the same command goes on")
             else:
@@ -152,11 +153,6 @@ def launched(sweep: Sweep, trial: Trial, stage: str, launch: Sequence[str]) -> l
     plain = re.sub(r"[^a-z0-9]+", "-", trial.name.lower()).strip("-")
     name = f"{plain if plain[0].isalpha() else f't{plain}'}"[:JOB_NAME].strip("-") + f"-{trial.digest[:6]}" + "-e" * (stage == "eval")
     return ["launch", kind, *words, *([] if named else ["--name", name]), "--", *command]
-
-
-def goes_on(code: int) -> bool:
-    """Whether the same command continues what ended with this exit code: its state is saved, or a signal ended it (in shells 128 + signal)."""
-    return code == exits.RESTART or code < 0 or 128 < code <= 192
 
 
 def last_sentence(log: pathlib.Path, begin: int = 0) -> str:

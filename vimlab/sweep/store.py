@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from vimlab import paths
 from vimlab.checksums import SEAL
 from vimlab.config import ConfigError
-from vimlab.pictures import write_whole
+from vimlab.paths import write_whole
 from vimlab.sweep.experiment import Experiment, Report, read
 from vimlab.sweep.trials import Trial
 
@@ -39,7 +40,7 @@ class Sweep:
     """
 
     root: pathlib.Path
-    folder: pathlib.Path
+    folder: paths.Path
     target: str
     over: tuple[str, ...]
     base_args: tuple[str, ...]
@@ -47,7 +48,7 @@ class Sweep:
     evals: str
     trials: tuple[Trial, ...]
 
-    def workdir(self, trial: Trial) -> pathlib.Path:
+    def workdir(self, trial: Trial) -> paths.Path:
         return self.folder / trial.name
 
     def log(self, trial: Trial) -> pathlib.Path:
@@ -75,7 +76,7 @@ class Sweep:
             if (old.target, old.base) != (self.target, self.base):
                 raise ConfigError(f"{self.root} holds the sweep of {old.target} over {old.base}, and not that of {self.target} over {self.base}; "
                                   "choose another --workdir")
-            if old.folder.resolve() != self.folder.resolve():
+            if paths.resolved(old.folder) != paths.resolved(self.folder):
                 raise ConfigError(f"the trials of {self.root} are in {old.folder}, and not in {self.folder}; give --trials as before")
         elif self.root.is_dir() and any(self.root.iterdir()):
             raise ConfigError(f"--workdir {self.root} is not empty and holds no sweep; choose a new folder")
@@ -155,11 +156,11 @@ def load(root: pathlib.Path) -> Sweep:
         raise ConfigError(f"{root} holds no sweep.json, so it is not the --workdir of a sweep")
     record = json.loads(path.read_text())
     trials = tuple(Trial(**{k: t[k] for k in ("name", "overrides", "changes", "config")}) for t in record["trials"])
-    folder = pathlib.Path(record.get("folder", root / "trials"))
+    folder = paths.place(record.get("folder", root / "trials"))
     return Sweep(root, folder, record["target"], tuple(record["over"]), tuple(record["base_args"]), record["base"], record["evals"], trials)
 
 
-def total_steps(workdir: pathlib.Path) -> int | None:
+def total_steps(workdir: paths.Path) -> int | None:
     """The steps of the whole run, as it wrote them down when it began."""
     return _json(workdir / "run.json").get("total_steps")
 
@@ -177,5 +178,5 @@ def chosen(trials: Sequence[Trial], only: str | None, index: str | None) -> list
     return found[int(first) :: int(step)]
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _json(path: paths.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

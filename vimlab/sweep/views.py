@@ -13,7 +13,7 @@ from vimlab.config import ConfigError
 from vimlab.eval import BEST
 from vimlab.evals.wording import leaf, value_of
 from vimlab.metrics import clock
-from vimlab.pictures import write_whole
+from vimlab.paths import write_whole
 from vimlab.sweep import page, results, tables
 from vimlab.sweep.results import Results
 from vimlab.sweep.store import Sweep, chosen, load, total_steps

@@ -85,6 +85,7 @@ def test_a_jobset_says_what_it_should():
     # Kubernetes: a rule on exit codes other than these fails the job, and JobSet's rule on that reason fails all.
     disrupted, failed = spec["podFailurePolicy"]["rules"]
     assert disrupted["action"] == "Count" and failed["onExitCodes"] == {"containerName": "vimlab", "operator": "NotIn", "values": list(GOES_ON)}
+    assert list(GOES_ON) == sorted(GOES_ON)  # As Kubernetes wants them.
     assert 75 in GOES_ON and not {0, 1, 2} & set(GOES_ON)
     assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
 

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from vimlab import exits
@@ -24,11 +25,14 @@ PATIENCE = 150.0  # Seconds that `stop` waits for a launcher on this machine.
 class Launched(Protocol):
     """A launch as its folder tells of it."""
 
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """Says how it is. Returns an exit code."""
 
-    def logs(self, worker: str | None, lines: int, follow: bool) -> int: ...
+    def logs(self, worker: str | None, lines: int, follow: bool) -> int:
+        """Shows the last `lines` of one worker's log, or of what is usual; with `follow`, also what is added. Returns an exit code."""
 
-    def stop(self, delete: bool) -> int: ...
+    def stop(self, delete: bool) -> int:
+        """Has it save and end; with `delete`, its machines are deleted too. Returns an exit code."""
 
 
 def open_launch(folder: LaunchFolder, dry: bool) -> Launched:
@@ -129,7 +133,8 @@ class Gke:
     shell: Shell
 
     def status(self) -> int:
-        return self._kubectl("get", "jobset", self.record["job"]) or self._kubectl("get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={self.record['job']}")
+        job = self.record["job"]
+        return self._kubectl("get", "jobset", job) or self._kubectl("get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={job}")
 
     def logs(self, worker: str | None, lines: int, follow: bool) -> int:
         index, _, host = (worker or "0").rpartition("_")  # As in the logs' names: SLICE_HOST, or the host alone.
@@ -171,7 +176,7 @@ class Slurm:
         return self.shell.run(["scancel", "--signal=TERM", job])
 
 
-def show_files(folder: LaunchFolder, worker: str | None, lines: int, follow: bool, running) -> int:
+def show_files(folder: LaunchFolder, worker: str | None, lines: int, follow: bool, running: Callable[[], bool]) -> int:
     """Shows the last lines of one worker's log, of worker 0's where one is followed, else of all; and what is added while it runs."""
     if worker is None and not follow:
         for log in folder.logs():

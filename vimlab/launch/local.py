@@ -86,12 +86,14 @@ class Start:
         self.show()
         logs = [self.folder.log(i) for i in range(self.plan.processes)]
         begins = [self._title(log) for log in logs]
-        workers = [self._begin(i, log, lock) for i, log in enumerate(logs)]
-        self._record([w.pid for w in workers])
         shown = Shown(logs[0], begins[0])
+        workers: list[subprocess.Popen] = []
         first: list[int] = []  # The exit codes that were there when the first process ended otherwise than well.
         deadline = None
         try:
+            for i, log in enumerate(logs):
+                workers.append(self._begin(i, log, lock))
+            self._record([w.pid for w in workers])
             while None in (states := [w.poll() for w in workers]):
                 shown.step()
                 for number in signals.take():

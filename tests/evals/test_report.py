@@ -14,7 +14,7 @@ from PIL import Image
 
 from vimlab import pictures
 from vimlab.config import ConfigError
-from vimlab.evals import Subject, evaluate, svg, workdir
+from vimlab.evals import Subject, evaluate, svg, wording, workdir
 from vimlab.evals.codebook import Codebook
 from vimlab.evals.reconstruction import Reconstruction
 from vimlab.evals.report import write_report
@@ -213,6 +213,18 @@ def test_pictures_are_the_newest_the_first_and_the_middle_one(tmp_path, emoji):
     assert re.findall(r"Step ([\d,]+) ", parsed.text) == ["4,000", "500", "2,000", "4,000"], "and the newest failures"
     shown = Image.open(io.BytesIO(base64.b64decode(parsed.images[0].split(",")[1])))
     np.testing.assert_array_equal(shown, Image.open(tmp_path / "pictures" / "reconstruction_00004000.png"))
+
+
+@pytest.mark.parametrize("metric, name, value", [
+    ("kid_std_subsets_of_100_random_conv_v1", "Its deviation over subsets, subsets of 100, random-conv-v1", "0.50000"),
+    ("rprecision_clip_vit_b_32", "Precision, clip-vit-b-32", "0.500"),
+    ("inception_score_trained_conv_v1_std", "Its deviation over splits, trained-conv-v1", "0.500"),
+    ("kid", "Kernel distance (KID)", "0.50000"),
+    ("recall_random_conv_v1", "Recall, random-conv-v1", "0.500"),
+    ("seen_at_3", "Captions shown in full, guidance 3", "50%"),
+])  # fmt: skip
+def test_figures_have_names_for_people(metric, name, value):
+    assert wording.name_of(metric) == name and wording.value_of(metric, 0.5)[0] == value
 
 
 def test_failures_have_a_place_of_their_own(tmp_path):

@@ -98,7 +98,8 @@ def _groups(run: Run) -> tuple[list[tuple[Plot, list[str]]], Mapping[str, list[s
             title = leaf(name)
             full = len(rest.get(title, ())) >= COLOURS
             rest.setdefault(name if full else title, []).append(name)
-    return [(PLOTS[i], named[i]) for i in sorted(named)], rest
+    curved = lambda names: any(len(run.series[name][0]) > 1 for name in names)  # Points alone are in the tables.
+    return [(PLOTS[i], named[i]) for i in sorted(named) if curved(named[i])], {title: names for title, names in rest.items() if curved(names)}
 
 
 def _draw(run: Run, plot: Plot, names: list[str], frame: svg.Frame = svg.LARGE) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from vimlab import paths
 from vimlab.config import ConfigError, flatten
 from vimlab.evals import page, workdir
-from vimlab.evals.wording import name_of
+from vimlab.evals.wording import heading_of, name_of
 
 # What says where a figure came from, and nothing of how it was found.
 ORIGIN = ("command", "date", "step", "evaluator", "version", "code", "jax")
@@ -136,12 +136,12 @@ def as_page(columns: Sequence[Column], found: Sequence[Table]) -> str:
     for table in found:
         rows = [(name_of(name), [number(v) for v in values]) for name, values in table.figures]
         if table.differences:
-            verdict = '<p class="note">Not the same protocol; the figures compare only as far as these differences do not matter:</p>'
+            verdict = '<p class="note after">Not the same protocol; the figures compare only as far as these differences do not matter:</p>'
             verdict += page.table(["protocol", *heads], table.differences)
         else:
-            verdict = '<p class="note">The same protocol.</p>'
+            verdict = '<p class="note after">The same protocol.</p>'
         where = page.folded("Where these figures are from", page.table(["", *heads], table.origin)) if table.origin else ""
-        parts.append(page.section(table.evaluator.replace("_", " ").capitalize(), page.table(["", *heads], rows), verdict, where))
+        parts.append(page.section(heading_of(table.evaluator), page.table(["", *heads], rows), verdict, where))
     shared = [name for name in columns[0].pictures if all(name in c.pictures for c in columns)]
     for name in shared:
         figures = "".join(page.picture(c.title, name.replace("_", " "), c.pictures[name]) for c in columns)

@@ -30,7 +30,7 @@ h1 { font-size: 30px; line-height: 1.2; margin: 2px 0 6px; letter-spacing: -.015
 h2 { font-size: 19px; margin: 44px 0 14px; letter-spacing: -.01em; }
 h3 { font-size: 14px; font-weight: 600; margin: 0 0 6px; }
 p { margin: 0 0 12px; max-width: 75ch; }
-.kicker, .note { color: var(--soft); } .kicker { font-size: 13px; letter-spacing: .04em; } .note { font-size: 13.5px; }
+.kicker, .note { color: var(--soft); } .kicker { font-size: 13px; letter-spacing: .04em; } .note { font-size: 13.5px; } .after { margin-top: 14px; }
 .facts { color: var(--soft); display: flex; flex-wrap: wrap; gap: 2px 18px; }
 .status { font-weight: 600; color: var(--ink); } .status.good { color: var(--good); } .status.bad { color: var(--bad); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 26px 0 0; }
@@ -70,7 +70,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); font-size: 13px; } td.num { text-align: right; padding-right: 0; font-weight:
+td { overflow-wrap: anywhere; } td:first-child { min-width: 9em; } th { font-weight: 500; color: var(--soft); font-size: 13px; } td.num { text-align: right; padding-right: 0; font-weight:
   600; white-space: nowrap; }
 td.code { font: 12.5px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-wrap: anywhere;
   }

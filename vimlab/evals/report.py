@@ -13,7 +13,7 @@ import vimlab
 from vimlab import paths, pictures
 from vimlab.config import flatten
 from vimlab.evals import EVALUATORS, charts, page, svg, workdir
-from vimlab.evals.wording import CARDS, METRICS, PICTURES, name_of, value_of
+from vimlab.evals.wording import CARDS, METRICS, PICTURES, heading_of, key_of, name_of, value_of
 
 SHOWN_EVENTS = 20
 LONGEST_VALUE = 400
@@ -84,12 +84,12 @@ def figures(run: workdir.Run) -> str:
     for name, records in sorted(run.results.items(), key=lambda item: _rank(EVALUATORS, item[0])):
         protocol, metrics = records[-1]["protocol"], records[-1]["metrics"]
         rows = []
-        for metric, value in sorted(metrics.items(), key=lambda item: _rank(METRICS, item[0])):
+        for metric, value in sorted(metrics.items(), key=lambda item: (_rank(METRICS, key_of(item[0])), item[0])):
             text, unit = value_of(metric, value)
             rows.append(f'<tr><td>{page.escape(name_of(metric))}</td><td class="num">{page.escape(f"{text} {unit}".strip())}</td></tr>')
         note = f"{protocol['count']:,} images ({_short(protocol['split'])}), step {protocol['step']:,}"
         tables.append(
-            f'<figure><h3>{page.escape(protocol.get("benchmark", name.capitalize().replace("_", " ")))}</h3><p class="note">{page.escape(note)}</p>'
+            f'<figure><h3>{page.escape(protocol.get("benchmark", heading_of(name)))}</h3><p class="note">{page.escape(note)}</p>'
             f"<table>{''.join(rows)}</table>"
             f"{page.folded('Protocol: how these figures came about', page.pairs(_plain(protocol)))}</figure>"
         )

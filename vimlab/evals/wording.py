@@ -1,6 +1,7 @@
 """What figures and pictures are called in a report, and how figures are written."""
 
 import fnmatch
+import re
 from collections.abc import Callable
 
 from vimlab.evals import svg
@@ -40,13 +41,17 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "shape_right": ("Shapes right", "", svg.percent),
     "size_right": ("Sizes right", "", svg.percent),
     "relation_right": ("Relations right", "", svg.percent),
+    "frechet": ("Fréchet distance", "", "{:.3f}".format),
+    "spatial_frechet": ("Fréchet distance of spatial features", "", "{:.3f}".format),
     "fid": ("FID", "", "{:.2f}".format),
     "sfid": ("sFID", "", "{:.2f}".format),
-    "kid": ("KID, mean", "", "{:.5f}".format),
     "rfid": ("FID of reconstructions", "", "{:.3f}".format),
     "rsfid": ("sFID of reconstructions", "", "{:.3f}".format),
+    "kid": ("Kernel distance (KID)", "", "{:.5f}".format),
+    "kid_std": ("Its deviation over subsets", "", "{:.5f}".format),
     "nearest_training": ("Distance to the nearest training picture, over that of unseen real ones", "", "{:.2f}".format),
     "inception_score": ("Inception Score", "", "{:.2f}".format),
+    "inception_score_std": ("Its deviation over splits", "", "{:.3f}".format),
     "precision": ("Precision", "", "{:.3f}".format),
     "recall": ("Recall", "", "{:.3f}".format),
     "density": ("Density", "", "{:.3f}".format),
@@ -93,6 +98,16 @@ METRICS: dict[str, tuple[str, str, Format]] = {
     "clip_score_real": ("CLIP score of the set's own pictures", "", "{:.2f}".format),
     "clip_score_real_control": ("CLIP score of the set's own pictures and other captions", "", "{:.2f}".format),
 }
+# Figures of sets, whose names go on with the size of small subsets and the network of the features; "r" before them is of reconstructions.
+_SETS = "(spatial_frechet|frechet|kid_std|kid|precision|recall|density|coverage|nearest_training|inception_score)"
+OF_SETS = re.compile(rf"r?{_SETS}(?:_subsets_of_(\d+))?((?:_\w+?)??)(_std)?")
+EVALUATIONS = {
+    "fid": "Drawn pictures against real ones",
+    "rfid": "Reconstructions against their originals",
+    "inception_score": "Inception Score",
+    "clip_score": "CLIP score",
+    "probe": "Linear probe",
+}
 # Evaluator, metric, heading: what stands at the top.
 CARDS = (
     ("reconstruction", "psnr", "PSNR"),
@@ -135,19 +150,33 @@ def is_share(name: str) -> bool:
     return any(fnmatch.fnmatch(_plain(name)[0], pattern) for pattern in SHARES)
 
 
+def heading_of(evaluator: str) -> str:
+    """What an evaluator's figures are called."""
+    return EVALUATIONS.get(evaluator, evaluator.capitalize().replace("_", " "))
+
+
+def key_of(metric: str) -> str:
+    """The key of METRICS that tells of a metric, if there is one."""
+    plain, _ = _plain(metric)
+    found = OF_SETS.fullmatch(plain)
+    return plain if plain in METRICS or not found else found[1] + (found[4] or "")
+
+
 def name_of(metric: str) -> str:
-    """A metric's name for people; `seen_at_3` is `seen` at guidance 3."""
+    """A metric's name for people; `seen_at_3` is `seen` at guidance 3, `kid_random_conv_v1` the KID of that network's features."""
     plain, scale = _plain(metric)
-    name = METRICS[plain][0] if plain in METRICS else plain.replace("_", " ")
-    return f"{name}, guidance {scale}" if scale else name
+    key, found = key_of(metric), OF_SETS.fullmatch(plain)
+    words = [METRICS[key][0] if key in METRICS else plain.replace("_", " ")]
+    if key != plain:
+        words += [f"subsets of {found[2]}"] * bool(found[2]) + [found[3].strip("_").replace("_", "-")] * bool(found[3])
+    return ", ".join(words + [f"guidance {scale}"] * bool(scale))
 
 
 def value_of(metric: str, value: float | None) -> tuple[str, str]:
     """A metric's value as text, and its unit."""
     if value is None:
         return "not finite", ""
-    plain, _ = _plain(metric)
-    _, unit, form = METRICS.get(plain, ("", "", svg.percent if is_share(plain) else svg.number))
+    _, unit, form = METRICS.get(key_of(metric), ("", "", svg.percent if is_share(metric) else svg.number))
     return form(value), unit
 
 

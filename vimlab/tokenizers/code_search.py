@@ -1,10 +1,13 @@
 """Nearest-code search in f32 at the highest precision, one block of scores at a time."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from vimlab.parallel.rules import RULES
 
 # Scores held at once: this many latents against the whole codebook. On a CPU a block of 8192 x 128 f32 stays in the
 # caches; accelerators want blocks that fill their matrix units.
@@ -29,7 +32,10 @@ def nearest_codes(latents: jax.Array, codebook: jax.Array) -> jax.Array:
 
 def _nearest(rows: int, latents: jax.Array, codebook: jax.Array) -> jax.Array:
     b, n, c = latents.shape
-    block = max(1, min(n, rows // b))
+    # A device's share of the batch: blocks of its own size, whose sums do not depend on how many devices there are beside it.
+    mesh = jax.sharding.get_abstract_mesh()
+    share = -(-b // math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"]))
+    block = max(1, min(n, rows // share))
     blocks = -(-n // block)
     padded = jnp.pad(latents, ((0, 0), (0, blocks * block - n), (0, 0)))
     padded = padded.reshape(b, blocks, block, c).transpose(1, 0, 2, 3)

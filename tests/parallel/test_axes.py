@@ -53,11 +53,11 @@ def heads_of(heads: int, width: int = 32):
 
 
 def test_heads_and_widths_must_divide():
-    with pytest.raises(ShardingError, match="tensor=4, which does not divide the number of heads of 2 .*qkv.*; a mesh such as data=4, tensor=2 does"):
+    with pytest.raises(ShardingError, match="tensor=4, which does not divide the number of heads, 2, of blocks.attention.*; a mesh such as data=4, tensor=2 does"):
         rules.param_shardings(make_mesh(MeshConfig(tensor=4)), *heads_of(2))
-    with pytest.raises(ShardingError, match="fsdp=8, which does not divide the width of 36 .*; a mesh such as data=2, fsdp=4 does"):
+    with pytest.raises(ShardingError, match="fsdp=8, which does not divide the width, 36, of .*; a mesh such as data=2, fsdp=4 does"):
         rules.param_shardings(make_mesh(MeshConfig(fsdp=8)), *heads_of(2, 36))
-    with pytest.raises(ShardingError, match="fsdp=2 x stage=4, which does not divide the width of 36"):
+    with pytest.raises(ShardingError, match="fsdp=2 x stage=4, which does not divide the width, 36, of"):
         rules.param_shardings(make_mesh(MeshConfig(data=1, fsdp=2, stage=4)), *heads_of(2, 36))
     rules.param_shardings(make_mesh(MeshConfig(tensor=2)), *heads_of(2))
 

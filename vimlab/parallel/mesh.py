@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class MeshConfig:
             raise ConfigError("microbatches and rounds are of a pipeline, but stage is 1; set stage, or leave the two out")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh over all devices, or those given: also those of a topology that is only described.
 
     Over several slices the data axis, or else the stage axis, crosses the network between them; each slice holds whole parts of
@@ -64,7 +65,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(_lay_out(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _lay_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray:
+def _lay_out(sizes: Mapping[str, int], devices: list[Any]) -> np.ndarray:
     """The devices in the order of the mesh, neighbours on the machine being neighbours on the axes that speak most."""
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     shape = [sizes[a] for a in MESH_AXES]

@@ -138,7 +138,7 @@ def _check_divides(mesh: Mesh, leaves: Sequence[tuple[Any, tuple[int, ...], tupl
         if size % ways(mesh.shape, name):
             split = " x ".join(f"{m}={mesh.shape[m]}" for m in RULES[name] if mesh.shape[m] > 1)
             other = nearest(mesh.shape, mesh.size, lambda sizes: all(size % ways(sizes, name) == 0 for _, size, name in must))
-            raise ShardingError(f"config.mesh has {split}, which does not divide the {MUST_DIVIDE[name]} of {size} of {dotted(path)}; "
+            raise ShardingError(f"config.mesh has {split}, which does not divide the {MUST_DIVIDE[name]}, {size}, of {dotted(path)}; "
                                 f"a mesh such as {show(other)} does")
 
 

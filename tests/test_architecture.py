@@ -98,7 +98,7 @@ def test_data_knows_no_model_and_no_jax_arrays_but_where_they_are_placed():
     for module in MODULES:
         if module.startswith("vimlab.data") and module not in ("vimlab.data.commands", "vimlab.data.__main__"):
             names = {n.split(".")[1] for n in known(module) if "." in n}
-            assert names <= {"data", "config", "pictures", "checksums", "tokens"}, f"{module} imports {names}"
+            assert names <= {"data", "config", "paths", "pictures", "checksums", "tokens"}, f"{module} imports {names}"
             top = {n.split(".")[0] for n in imports(source(module), nested=True)}
             assert not top & {"flax", "optax"}, module
             assert "jax" not in top or module == "vimlab.data.prefetch", module

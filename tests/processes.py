@@ -67,7 +67,7 @@ class Processes:
                 command = [sys.executable, "-c", SPY, plot, *map(str, own)]
                 self.children.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = 480) -> list[int]:
         """The exit codes of all; none outlives this call."""
         end = time.monotonic() + seconds
         try:

@@ -156,4 +156,5 @@ def _names(indices: list[int]) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """An error's kind and message, shortened, for use within a sentence."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -41,7 +41,10 @@ def _memory(memory: dict[str, Any]) -> Iterator[str]:
     if compiled := memory.get("compiled"):
         rows = {"arguments": "argument", "temporaries": "temp", "program": "generated_code"}
         yield "  of the compiler: " + ", ".join(f"{name} {size(compiled[key])}" for name, key in rows.items())
-        yield f"  {'peak, compiler':22}{size(compiled['peak']):>12} of {budget}: {verdict}"
+        if memory["idle"] >= 1 << 10:
+            yield f"  {'held, but not read':22}{size(memory['idle']):>12}"
+        yield f"  {'peak, compiler':22}{size(compiled['peak']):>12}"
+        yield f"  {'all':22}{size(compiled['peak'] + memory['idle']):>12} of {budget}: {verdict}"
     elif "refusal" in memory:
         yield f"  does not fit: {memory['refusal']}"
         yield from (f"    {line}" for line in memory["allocations"])

@@ -43,7 +43,7 @@ PLANS = {
 LEGEND = """# Plans
 
 Made by `python experiments/plans.py`; each row is one `vimlab plan` command, kept whole in `NAME.json`. Memory is the peak that
-the compiler states for one chip, never measured on one; times are what the roofline allows, which no run reaches; hours are of the
+the compiler states for one chip, with what is held but not read in a step, never measured on one; times are what the roofline allows, which no run reaches; hours are of the
 whole run at 40% of the chips' peak.
 """
 
@@ -73,7 +73,7 @@ def table() -> str:
     for name, plan in made().items():
         memory, step, config = plan["memory"], plan["step"], plan["config"]
         mesh = ", ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1)
-        peak = memory["compiled"]["peak"] / 2**30 if memory.get("compiled") else None
+        peak = (memory["compiled"]["peak"] + memory["idle"]) / 2**30 if memory.get("compiled") else None
         hours = next(row["hours"] for row in plan["run"]["at"] if row["mfu"] == 0.4)
         rows.append([
             f"[{PLANS[name][0]}]({name}.json)", plan["topology"]["name"], mesh, str(config["accumulate"]), config["model"]["remat"],
@@ -91,7 +91,7 @@ def layouts() -> str:
             memory, budget = plan["memory"], plan["memory"]["budget"] / 2**30
             verdict = f"does not fit: {memory.get('refusal', '')}"
             if memory["fits"]:
-                verdict = f"fits: {memory['compiled']['peak'] / 2**30:.1f} of {budget:.0f} GiB a chip"
+                verdict = f"fits: {(memory['compiled']['peak'] + memory['idle']) / 2**30:.1f} of {budget:.0f} GiB a chip"
             lines.append(f"* {PLANS[name][0]}: {verdict}")
     versions = sorted({", ".join(f"{k} {v}" for k, v in plan["versions"].items()) for plan in made().values()})
     return "\n".join([*lines, "", "Made with " + "; ".join(versions) + "."]) + "\n"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,24 +97,25 @@ class AbstractRun:
         """The same with attention as products and a softmax, in place of a fused kernel that does not say what it computes."""
         return abstract_run(portable(self.config), self.mesh, "cpu", self.stand_ins)
 
-    def trace(self) -> Any:
-        """The training step as `vimlab train` jits it: state donated, its layout pinned."""
-        out = (jax.tree.map(lambda x: x.sharding, self.state), None)
-        return self._trace(self.task.train_step, (self.state, self.frozen, self.batch, self.root), donate_argnums=0, out_shardings=out)
-
-    def trace_sample(self, images: int) -> Any:
-        """The decoding of that many images as `vimlab sample` jits it. Raises ConfigError for a tokenizer."""
+    def arguments(self, images: int | None = None) -> tuple[Any, ...]:
+        """What a training step is given, or the decoding of that many images. Raises ConfigError for a tokenizer's decoding."""
+        if images is None:
+            return self.state, self.frozen, self.batch, self.root
         if not isinstance(self.config, GeneratorRun):
             raise ConfigError("--sample plans the decoding of a generator, but this config trains a tokenizer")
         split, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, PartitionSpec())
-        weights = self.state.replace(opt_state={}, extra={})
         row = (images, self.task.text.length) if self.task.text else (images,)
         condition = jax.ShapeDtypeStruct(row, jnp.int32, sharding=split)
         seeds = jax.ShapeDtypeStruct((images,), jnp.uint32, sharding=split)
         settings = jax.tree.map(lambda x: _placed(x, whole), knobs(self.task.spec.length))
-        return self._trace(self.task.predict_fns()["sample"], (weights, self.frozen, condition, seeds, settings))
+        return self.state.replace(opt_state={}, extra={}), self.frozen, condition, seeds, settings
 
-    def _trace(self, function: Callable[..., Any], arguments: tuple[Any, ...], **options: Any) -> Any:
+    def trace(self, images: int | None = None) -> Any:
+        """The training step as `vimlab train` jits it, state donated and its layout pinned; or the decoding, as `vimlab sample` does."""
+        arguments, options = self.arguments(images), {}
+        if images is None:
+            options = {"donate_argnums": 0, "out_shardings": (jax.tree.map(lambda x: x.sharding, self.state), None)}
+        function = self.task.train_step if images is None else self.task.predict_fns()["sample"]
         if not isinstance(self.mesh.devices.flat[0], Place):
             with jax.set_mesh(self.mesh):
                 return jax.jit(function, **options).trace(*arguments)

@@ -85,21 +85,20 @@ def _search(candidates: Any, make: Any, args: argparse.Namespace, most: int = 6)
     from vimlab.plan import report
 
     found = sorted(candidates, key=lambda c: (c.seconds, len(c.overrides)))
-    gib = lambda size: f"{size / (1 << 30):.1f}"
     rows, plans = [], []
     for rank, candidate in enumerate(found):
-        row = [" ".join(candidate.overrides) or "as configured", gib(candidate.memory), f"{candidate.seconds:.3g}"]
+        row = [" ".join(candidate.overrides) or "as configured", report.size(candidate.memory), f"{candidate.seconds:.3g}"]
         if rank < most:
             plan = make(candidate.config)
             plans.append(plan | {"overrides": candidate.overrides})
             peak = plan["memory"].get("compiled", {}).get("peak")
-            row += [gib(peak) if peak else "" if plan["memory"]["by"] == "estimate" else "does not fit"]
+            row += [report.size(peak) if peak else "" if plan["memory"]["by"] == "estimate" else "does not fit"]
             row += [f"{plan['step']['roofline']['seconds']:.3g}", plan["step"]["roofline"]["bound"]]
         rows.append(row + [""] * (6 - len(row)))
     if not rows:
         raise ConfigError("no mesh, recomputation or accumulation that was tried fits by the estimate; take more chips")
     _write(args.json, plans)
-    print(report.table(["settings", "estimate GiB", "roofline s", "peak GiB", "roofline s", "bound by"], rows))
+    print(report.table(["settings", "estimate", "roofline s", "peak", "roofline s", "bound by"], rows))
     return exits.FINISHED if any(plan["memory"]["fits"] for plan in plans) else exits.FAILED
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from vimlab.generators.conditioners import TextCondition
 from vimlab.plan.abstract import AbstractRun
@@ -16,6 +17,12 @@ from vimlab.tasks.generator_config import GeneratorRun
 def share(tree: Any) -> float:
     """Bytes on one device of abstract arrays with shardings."""
     return float(sum(_share(x) for x in jax.tree.leaves(tree)))
+
+
+def idle(jaxpr: Any, arguments: Any) -> float:
+    """Bytes on one device of those arguments that a program does not read: the compiler leaves them out, the memory holds them."""
+    read = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)} | {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    return float(sum(_share(x) for v, x in zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True) if v not in read))
 
 
 def _share(x: Any) -> int:

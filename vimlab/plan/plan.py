@@ -43,7 +43,7 @@ def make_plan(
     mesh = plan_mesh(config, where, compiles=compiles)
     run = abstract_run(config, mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
     images = None if sample is None else sample or 8 * estimate.ways(run, "data", "stage", "fsdp")
-    traced = run.trace() if images is None else run.trace_sample(images)
+    traced = run.trace(images)
     compiled = compiling.compile_step(traced, mesh) if compiles else None
     module = hlo.parse(compiled.text) if compiled and compiled.text else None
 
@@ -54,7 +54,7 @@ def make_plan(
         "mesh": dict(mesh.shape),
         "assumed": [*assumed, *run.assumed],
         "notes": [note for note in run.task.notes() if not note.startswith("tokenizer")],
-        "memory": memory(run, where, traced, compiled, training=images is None),
+        "memory": memory(run, where, traced, compiled, images),
         "step": step(run, where, traced, module, images),
         "pipeline": stages(run),
         "warnings": warnings(run, compiled, module),
@@ -74,18 +74,20 @@ def plan_mesh(config: RunConfig, where: Topology, *, compiles: bool) -> Mesh:
     return make_mesh(config.mesh, compiling.devices(where) if compiles else places())
 
 
-def memory(run: AbstractRun, where: Topology, traced: Any, compiled: compiling.Compiled | None, *, training: bool = True) -> dict[str, Any]:
+def memory(run: AbstractRun, where: Topology, traced: Any, compiled: compiling.Compiled | None, images: int | None = None) -> dict[str, Any]:
     """A chip's share of everything in bytes, and whether it fits: by the compiler's word, or else by the estimate."""
-    kinds = ("parameters", "optimizer", "average", "statistics", "frozen", "batch") if training else ("parameters", "average", "frozen")
+    kinds = ("parameters", "optimizer", "average", "statistics", "frozen", "batch") if images is None else ("parameters", "average", "frozen")
     given = {kind: estimate.share(tree) for kind, tree in estimate.state_arrays(run).items() if kind in kinds}
     alive = program.peak(traced.jaxpr.jaxpr, estimate.split(run))
     activations, budget = sum(a.bytes for a in alive), where.chip.memory
     total = sum(given.values()) + activations
     found: dict[str, Any] = {"budget": budget, "given": given, "activations": activations, "estimate": total, "fits": total <= budget, "by": "estimate"}
+    found["idle"] = estimate.idle(traced.jaxpr.jaxpr, run.arguments(images))
     found["largest_given"] = estimate.largest(run)
     found["largest_activations"] = [dataclasses.asdict(a) for a in alive[:5]]
     if compiled:
-        found |= {"compiled": compiled.memory, "by": "compiler", "fits": bool(compiled.memory) and compiled.memory["peak"] <= budget}
+        found |= {"compiled": compiled.memory, "by": "compiler"}
+        found["fits"] = bool(compiled.memory) and compiled.memory["peak"] + found["idle"] <= budget
     if compiled and compiled.refusal:
         found |= {"refusal": compiled.refusal, "needs": compiling.required(compiled.refusal), "allocations": compiled.allocations}
     return found

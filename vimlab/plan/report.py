@@ -5,8 +5,6 @@ from typing import Any
 
 from vimlab.parallel.rules import show
 
-GIB = 1 << 30
-
 
 def text(plan: dict[str, Any], config: str) -> str:
     """The plan of the config that was given as `config`."""
@@ -25,28 +23,39 @@ def _bullets(sections: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
             yield from ["", title, *(f"  {item}" for item in items)]
 
 
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= 0.1 * scale or unit == "KiB":
+            return f"{count / scale:.2f} {unit}"
+    raise AssertionError
+
+
 def _memory(memory: dict[str, Any]) -> Iterator[str]:
-    yield "memory of a chip, GiB"
-    for kind, size in memory["given"].items():
-        if size >= 0.005 * GIB:
-            yield f"  {kind:22}{size / GIB:8.2f}"
-    yield f"  {'activations, estimate':22}{memory['activations'] / GIB:8.2f}"
-    budget = memory["budget"] / GIB
+    yield "memory of a chip"
+    for kind, count in memory["given"].items():
+        if count >= 1 << 10:
+            yield f"  {kind:22}{size(count):>12}"
+    yield f"  {'activations, estimate':22}{size(memory['activations']):>12}"
+    verdict, budget = "fits" if memory["fits"] else "does not fit", size(memory["budget"])
     if compiled := memory.get("compiled"):
         rows = {"arguments": "argument", "temporaries": "temp", "program": "generated_code"}
-        yield "  of the compiler: " + ", ".join(f"{name} {compiled[key] / GIB:.2f}" for name, key in rows.items())
-        yield f"  {'peak, compiler':22}{compiled['peak'] / GIB:8.2f} of {budget:.1f}: {'fits' if memory['fits'] else 'does not fit'}"
+        yield "  of the compiler: " + ", ".join(f"{name} {size(compiled[key])}" for name, key in rows.items())
+        if memory["idle"] >= 1 << 10:
+            yield f"  {'held, but not read':22}{size(memory['idle']):>12}"
+        yield f"  {'peak, compiler':22}{size(compiled['peak']):>12}"
+        yield f"  {'all':22}{size(compiled['peak'] + memory['idle']):>12} of {budget}: {verdict}"
     elif "refusal" in memory:
         yield f"  does not fit: {memory['refusal']}"
         yield from (f"    {line}" for line in memory["allocations"])
     else:
-        yield f"  {'all, estimate':22}{memory['estimate'] / GIB:8.2f} of {budget:.1f}: {'fits' if memory['fits'] else 'does not fit'} by the estimate"
+        yield f"  {'all, estimate':22}{size(memory['estimate']):>12} of {budget}: {verdict} by the estimate"
     yield "  largest before the step:"
     for a in memory["largest_given"]:
-        yield f"    {a['bytes'] / GIB:8.2f}  {a['dtype']}{a['shape']} in {a['parts']} parts  {a['name']}"
+        yield f"  {size(a['bytes']):>12}  {a['dtype']}{a['shape']} in {a['parts']} parts  {a['name']}"
     yield "  largest within it, estimate:"
     for a in memory["largest_activations"]:
-        yield f"    {a['bytes'] / GIB:8.2f}  {a['dtype']}{list(a['shape'])}  {a['name']}"
+        yield f"  {size(a['bytes']):>12}  {a['dtype']}{list(a['shape'])}  {a['name']}"
 
 
 def _step(plan: dict[str, Any]) -> Iterator[str]:
@@ -55,10 +64,10 @@ def _step(plan: dict[str, Any]) -> Iterator[str]:
     yield "a step"
     yield f"  FLOPs of the model    {step['model_flops']:.3e}"
     yield f"  FLOPs executed        {step['executed_flops']:.3e}, with recomputation{' and what idle stages compute' if plan['pipeline'] else ''}"
-    yield f"  memory traffic        {step['bytes'] / 1e9:.1f} GB a chip ({by})"
+    yield f"  memory traffic        {size(step['bytes'])} a chip ({by})"
     yield f"  collectives ({by}): runs, size on a chip, what a chip sends" if step["collectives"] else "  collectives           none"
     for c in step["collectives"][:8]:
-        yield f"    {c['kind']:18} of {c['group']:<5} {c['count']:>8} x {c['bytes'] / 1e9:>9.2f} GB {c['wire'] / 1e9:>9.2f} GB"
+        yield f"    {c['kind']:18} of {c['group']:<5} {c['count']:>8} x {size(c['bytes']):>12} {size(c['wire']):>12}"
     times = ", ".join(f"{name} {roof[name]:.3g} s" for name in ("compute", "memory", "interconnect"))
     yield f"  roofline              {roof['seconds']:.3g} s, bound by {roof['bound']} ({times}); MFU at most {step['roofline_mfu']:.0%}"
 

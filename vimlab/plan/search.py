@@ -10,6 +10,7 @@ from vimlab.plan import estimate
 from vimlab.plan.abstract import StandIns, abstract_run
 from vimlab.plan.chips import Topology
 from vimlab.plan.plan import memory, plan_mesh, step
+from vimlab.plan.report import size
 from vimlab.tasks.task import RunConfig
 
 MARGIN = 0.7  # Of the chip's memory: the compiler needs more than the estimate says.
@@ -91,7 +92,7 @@ def advise(config: RunConfig, where: Topology, stand_ins: StandIns) -> str:
     """What to try next where a plan does not fit."""
     for found in candidates(config, where, stand_ins):
         if found.overrides:
-            return f"try {' '.join(found.overrides)} (estimate {found.memory / (1 << 30):.1f} GiB a chip)"
+            return f"try {' '.join(found.overrides)} (estimate {size(found.memory)} a chip)"
     run = abstract_run(config, plan_mesh(config, where, compiles=False), "tpu" if where.chip.tpu else "cpu", stand_ins)
-    least = estimate.share(run.state) / (1 << 30)
-    return f"no mesh, recomputation or accumulation that was tried fits by the estimate; the state alone takes {least:.1f} GiB a chip: take more chips"
+    least = size(estimate.share(run.state))
+    return f"no mesh, recomputation or accumulation that was tried fits by the estimate; the state alone takes {least} a chip: take more chips"

@@ -162,12 +162,12 @@ class Generator(nn.Module):
     def setup(self) -> None:
         (height, columns), codes = self.layout.spec.grid, self.layout.spec.codes
         init = initializers.normal(0.02)
-        self.tokens = weight(self, "tokens", (codes, self.width), ("codes", "embed"), init)
+        self.tokens = weight(self, "tokens", (codes, self.width), ("vocabulary", "embed"), init)
         # Positions are the sum of a row's and a column's embedding.
         self.rows = weight(self, "rows", (height, self.width), ("positions", "embed"), init)
         self.columns = weight(self, "columns", (columns, self.width), ("positions", "embed"), init)
         self.norm = LayerNorm(use_bias=self.backbone.use_bias)
-        self.head = weight(self, "head", (self.width, codes), ("embed", "codes"), init)
+        self.head = weight(self, "head", (self.width, codes), ("embed", "vocabulary"), init)
         self.drop = nn.Dropout(self.backbone.dropout)
 
     def __call__(
@@ -199,7 +199,8 @@ class Generator(nn.Module):
     def hidden(self, ids: jax.Array, condition: Condition, train: bool = False) -> jax.Array:
         """f[B,N,width], what the head predicts token i from at position i, for tokens i32[B,N]; the last is not read."""
         x = self._sequence(ids, condition, train)
-        return self.norm(self.backbone(x, condition.memory, condition.lengths, train))
+        # Whole again in its length: logits are split over the codes.
+        return constrain(self.norm(self.backbone(x, condition.memory, condition.lengths, train)), "batch", "length", "act_embed")
 
     def features(self, ids: jax.Array) -> jax.Array:
         """What each block makes of tokens i32[B,N]: its output's mean over positions, f32[depth,B,width] (ViT-VQGAN's linear probe).

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from vimlab import safetensors_io, torch_io
 from vimlab.config import UserError
 from vimlab.nn.conv import conv2d
+from vimlab.parallel.rules import constrain
 from vimlab.weights import known_by, sha256
 
 # torchvision's indices of VGG16's convolutions, a row a resolution; the last of each row is compared after its ReLU.
@@ -36,7 +37,8 @@ class PerceptualError(UserError):
 def lpips(weights: Weights, images: jax.Array, reconstructions: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The distance of each reconstruction from its image; gradients flow to the reconstructions alone.
 
-    Pass `weights` into the compiled function as an argument: captured, they would be compiled in as 59 MB of constants.
+    Pass `weights` into the compiled function as an argument: captured, they would be compiled in as 59 MB of constants. They stay
+    whole on every device of a mesh, for they have neither gradients nor moments; the pictures are split over all its axes.
 
     Args:
       weights: as `load_weights` returns them.
@@ -48,6 +50,7 @@ def lpips(weights: Weights, images: jax.Array, reconstructions: jax.Array, dtype
       f32[B], 0 for equal pictures.
     """
     images, reconstructions = jax.lax.stop_gradient(images.astype(jnp.float32)), reconstructions.astype(jnp.float32)
+    images, reconstructions = (constrain(x, "pictures", "height", "width", "channels") for x in (images, reconstructions))
     total = jnp.zeros(len(images), jnp.float32)
     pairs = zip(_features(weights, images, dtype), _features(weights, reconstructions, dtype), strict=True)
     for stage, (target, features) in enumerate(pairs):

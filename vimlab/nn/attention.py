@@ -106,6 +106,8 @@ class _Attention(nn.Module):
     def from_heads(self, y: jax.Array, product: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """f[B,H,L,D] → f[B,L,width]."""
         w, b = product
+        # Said again: what follows is split by position, and attention would be, too.
+        y = constrain(y, "batch", "act_heads", "length", "act_head_dim")
         y = jnp.einsum("bhlk,hkd->bld", y, w.astype(self.dtype))
         return y if b is None else y + b.astype(self.dtype)
 

@@ -99,7 +99,7 @@ class Block(nn.Module):
     def axes(self) -> dict:
         """The logical axes of its parameters."""
         one = jax.ShapeDtypeStruct((1, 1, self.width), self.dtype)
-        plain = self.clone(masks=(), backend="xla", parent=None)
+        plain = self.clone(masks=(), backend="xla", dropout=0.0, parent=None)
         return logical_axes(jax.eval_shape(lambda x: plain.init(jax.random.key(0), x, x if self.cross else None), one)["params"])
 
 

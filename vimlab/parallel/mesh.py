@@ -16,7 +16,8 @@ from vimlab.parallel.rules import MESH_AXES, ShardingError, nearest, show
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Mesh sizes; -1 takes the devices that the other axes leave. None of these keys changes what is computed.
+    """Mesh sizes; -1 takes the devices that the other axes leave. None of these keys changes what is computed, but for the masks
+    of dropout in a pipeline.
 
     Attributes:
       data: copies of the model, each with its share of the batch.

@@ -27,7 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "pixels": (),
     "positions": (),
     "codes": (),
-    "vocabulary": (),
+    "vocabulary": ("tensor",),
     "code_dim": (),
     "conv_in": ("fsdp",),
     "conv_out": ("tensor",),
@@ -42,6 +42,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "act_mlp": ("tensor",),
     "act_heads": ("tensor",),
     "act_head_dim": (),
+    # Of networks of convolutions: their kernels are far smaller than what they make, so `tensor` splits the batch there, too.
+    "pictures": ("data", "stage", "fsdp", "tensor"),
     "height": (),
     "width": (),
     "channels": (),
@@ -50,8 +52,8 @@ RULES: dict[str, tuple[str, ...]] = {
 MESH_AXES = ("data", "stage", "fsdp", "tensor")
 # Dimensions of weights that must divide; small odd ones, such as the patches' or the discriminator's first, may stay whole.
 MUST_DIVIDE = {"embed": "width", "mlp": "hidden width", "heads": "number of heads"}
-# What must not be laid out unevenly, as a lone position decoded would be: it stays whole.
-MAY_STAY = ("act_length",)
+# What is not laid out unevenly, as a lone position decoded would be: the last mesh axes are left out until the others divide it.
+GIVE_WAY = ("act_length", "pictures")
 Axes = Sequence[str | None]
 
 
@@ -76,8 +78,8 @@ def open_spec(shape: Sequence[int], axes: Axes, mesh: AbstractMesh) -> Partition
     entries = []
     for size, name, entry in zip(shape, axes, spec(axes), strict=True):
         free = [m for m in _names(entry) if m not in mesh.manual_axes]
-        if name in MAY_STAY and size % axes_size(free, mesh):
-            free = []
+        while name in GIVE_WAY and size % axes_size(free, mesh):
+            free.pop()
         entries.append(tuple(free) if len(free) > 1 else free[0] if free else None)
     return PartitionSpec(*entries)
 
@@ -136,7 +138,7 @@ def _check_divides(mesh: Mesh, leaves: Sequence[tuple[Any, tuple[int, ...], tupl
         if size % ways(mesh.shape, name):
             split = " x ".join(f"{m}={mesh.shape[m]}" for m in RULES[name] if mesh.shape[m] > 1)
             other = nearest(mesh.shape, mesh.size, lambda sizes: all(size % ways(sizes, name) == 0 for _, size, name in must))
-            raise ShardingError(f"config.mesh has {split}, which does not divide the {MUST_DIVIDE[name]} of {size} of {dotted(path)}; "
+            raise ShardingError(f"config.mesh has {split}, which does not divide the {MUST_DIVIDE[name]}, {size}, of {dotted(path)}; "
                                 f"a mesh such as {show(other)} does")
 
 

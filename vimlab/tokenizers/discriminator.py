@@ -76,18 +76,19 @@ class Discriminator(nn.Module):
             )
         widths = (self.channel_multiplier, self.base_channels, self.max_channels)
 
+        images = constrain(images, "pictures", "height", "width", "channels")
         x = (2.0 * images.astype(jnp.float32) - 1.0).astype(self.dtype)
         x = _leaky_relu(self._conv(channels_at(self.image_size, *widths), 1, "from_rgb")(x))
         size = self.image_size
         while size > 4:
-            x = constrain(x, "batch", "height", "width", "channels")
+            x = constrain(x, "pictures", "height", "width", "channels")
             y = _leaky_relu(self._conv(x.shape[-1], 3, f"block{size}_conv0")(x))
             y = _leaky_relu(self._conv(channels_at(size // 2, *widths), 3, f"block{size}_conv1", downsample=True)(y))
             skip = self._conv(y.shape[-1], 1, f"block{size}_skip", downsample=True, use_bias=False)(x)
             x = (y + skip) * math.sqrt(0.5)
             size //= 2
 
-        x = minibatch_std(constrain(x, "batch", "height", "width", "channels"), self.minibatch_group)
+        x = minibatch_std(constrain(x, "pictures", "height", "width", "channels"), self.minibatch_group)
         # One input more than divides by anything: this kernel is split by its outputs alone.
         x = _leaky_relu(self._conv(channels_at(4, *widths), 3, "last_conv", axes=(None, "conv_out_only"))(x))
         x = _leaky_relu(self._conv(x.shape[-1], 4, "dense", padding=0)(x))  # A 4x4 kernel on 4x4 positions: a dense layer.

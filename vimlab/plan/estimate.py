@@ -82,7 +82,8 @@ def stacks(run: AbstractRun) -> list[tuple[int, int, int, int, int, int]]:
 
 def split(run: AbstractRun) -> Split:
     """How the arrays of a step are taken to be split over the mesh."""
-    inner = frozenset(n for *_, heads, mlp in stacks(run) for n in (heads, mlp))
+    # Between products activations are split by position, within them by heads or hidden widths.
+    inner = frozenset(n for _, _, length, _, heads, mlp in stacks(run) for n in (length, heads, mlp))
     rows = run.config.batch_size // run.config.accumulate
     return Split(rows, ways(run, "data", "stage", "fsdp"), inner, ways(run, "tensor"), ways(run, "fsdp", "tensor", "stage"))
 

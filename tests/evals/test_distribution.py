@@ -11,6 +11,7 @@ import pytest
 from vimlab import pictures
 from vimlab.config import ConfigError, UserError, resolve
 from vimlab.evals import EvalsConfig, evaluate, neighbours, protocols, shards
+from vimlab.evals.archives import write_images
 from vimlab.evals.compared import compare, terms_of
 from vimlab.evals.distribution import Fid, InceptionScore, Rfid
 from vimlab.evals.extractors import Random, Trained
@@ -202,6 +203,23 @@ def test_a_reference_from_a_file_is_the_reference_and_serves_one_purpose(tmp_pat
     assert outside == {f"frechet_{NAME}": pytest.approx(first[f"frechet_{NAME}"])}, "others' files have no rows for the rest"
     with pytest.raises(StatisticsError, match="generation"):
         Rfid(extractor=RANDOM, reference=file).run(subject(artist, tmp_path))
+
+
+def test_pictures_in_an_archive_are_a_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SIZE", 10)
+    write_images(tmp_path / "batch.npz", [IMAGES[:9], IMAGES[9:]], count=24)
+    artist = made_up.Painter(IMAGES, lambda told, seed, guidance: seed % 7)
+    own = Fid(extractor=RANDOM, memorised=None).run(subject(artist, tmp_path))
+    outside = Fid(extractor=RANDOM, memorised=None, reference=f"images:{tmp_path}/batch.npz")
+    found = outside.run(subject(artist, tmp_path))
+    assert found.metrics == pytest.approx(own.metrics, rel=1e-12) and found.protocol["reference"]["count"] == 24
+    for file in (tmp_path / "sets").glob("*/00001.npz"):
+        file.unlink()
+    assert outside.run(subject(artist, tmp_path)).metrics == found.metrics, "also after an interruption"
+    write_images(tmp_path / "small.npz", [IMAGES[:, :16]], count=24)
+    for path, message in (("small.npz", "are 16x32, but this model's are 32x32"), ("none.npz", "does not exist")):
+        with pytest.raises(UserError, match=message):
+            Fid(extractor=RANDOM, memorised=None, reference=f"images:{tmp_path}/{path}").run(subject(artist, tmp_path))
 
 
 # ---- protocols ----

@@ -81,6 +81,15 @@ def test_manifold_metrics_are_those_of_all_distances_at_once(tmp_path):
     assert manifold_metrics(*on_disk, block=40) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_surface_of_a_ball_counts_for_precision_and_recall_alone():
+    """Whole numbers on a line, 0 to 20, whose end has its third neighbour at 3; a sample lies there, the others far off."""
+    line, far = np.arange(21.0), 1000 + 50 * np.arange(6.0)
+    column = lambda x: np.stack([x, 0 * x], 1).astype(np.float32)
+    found = manifold_metrics(column(np.r_[-3.0, far]), column(line), density_neighbours=3)
+    assert found["precision"] == 1 / 7 and found["density"] == found["coverage"] == 0
+    assert manifold_metrics(column(line), column(np.r_[-3.0, far]))["recall"] == 1 / 7
+
+
 def test_manifold_metrics_of_a_set_with_itself():
     x = draw(1, 100)
     assert manifold_metrics(x, x) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}

@@ -24,7 +24,7 @@ from vimlab.evals.extractors import Extractor, ExtractorConfig, Inception
 from vimlab.evals.features import Features
 from vimlab.evals.inception_score import check_count, inception_score
 from vimlab.evals.plan import conditions_of
-from vimlab.evals.reference import PAIRWISE, Reference, of_eval_set, of_file, write
+from vimlab.evals.reference import PAIRWISE, Reference, of_archive, of_eval_set, of_file, write
 
 SHOWN, UNLIKE = 16, 8
 
@@ -92,8 +92,9 @@ class Fid(Generated):
     """Compares drawn pictures with a reference: FID, sFID, KID, precision, recall, density, coverage; and looks for copies of training pictures.
 
     Attributes:
-      reference: "eval" or "train", the run's sets under its evaluation crop; a file of statistics that vimlab wrote; or
-        `outside:PATH`, statistics of pytorch-fid's or a reference batch of guided-diffusion's.
+      reference: "eval" or "train", the run's sets under its evaluation crop; a file of statistics that vimlab wrote; `outside:PATH`,
+        the statistics in a file of pytorch-fid's or in a reference batch of guided-diffusion's; or `images:PATH`, the pictures in
+        such a batch, which allow every figure.
       write_reference: a file to write the reference's statistics to; None writes none.
       memorised: training pictures, spread over the set, among which the nearest to each drawn one is looked for; None looks for none.
     """
@@ -107,11 +108,7 @@ class Fid(Generated):
         """Draws and compares. Uses predict_fns["sample"] and ["decode"]."""
         count = self._check(subject)
         extractor = self.extractor.open()
-        reference = (
-            of_eval_set(subject, extractor, self.reference)
-            if self.reference in ("eval", "train")
-            else of_file(self.reference, subject, extractor, "generation")
-        )
+        reference = self._reference(subject, extractor)
         check_sets(self.NAME, count, reference, self.write_reference)
         found, protocol, draw = self.features(subject, extractor)
         metrics = compare(found, reference, extractor)
@@ -123,6 +120,13 @@ class Fid(Generated):
             metrics |= self._memory(subject, extractor, found, first[: neighbours.SHOWN], shown)
             protocol["memorised"] = f"mean distance to the nearest of {self.memorised:,} training pictures, drawn over unseen real ones"
         return Result(metrics=metrics, protocol=protocol | terms_of(found, reference, extractor), pictures=shown, arrays=arrays)
+
+    def _reference(self, subject: Subject, extractor: Extractor) -> Reference:
+        if self.reference in ("eval", "train"):
+            return of_eval_set(subject, extractor, self.reference)
+        if self.reference.startswith("images:"):
+            return of_archive(self.reference.removeprefix("images:"), subject, extractor)
+        return of_file(self.reference, subject, extractor, "generation")
 
     def _show(self, found: Features, reference: Reference, draw: Callable) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
         """Grids of the first pictures and of those farthest from every real one; which those are; and the first pictures themselves."""

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimlab.config import ConfigError
+from vimlab.evals import shards
+from vimlab.evals.archives import ImageArchive
 from vimlab.evals.devices import spread
 from vimlab.evals.evaluator import Subject, rows_of, to_host
 from vimlab.evals.extractors import Extractor
 from vimlab.evals.frechet import Moments
 from vimlab.evals.shards import Arrays, Shards
+from vimlab.weights import sha256
 
 
 def featurise(extractor: Extractor, images: np.ndarray) -> Arrays:
@@ -68,6 +71,21 @@ def of_set(subject: Subject, extractor: Extractor, which: str, count: int | None
         return featurise(extractor, rows["image"]) | {"real": rows["real"]}
 
     return Features(Shards(subject.folder / "sets", request, size, make), extractor)
+
+
+def of_archive(subject: Subject, extractor: Extractor, path: str) -> "Features":
+    """Features of the pictures in an `.npz` of guided-diffusion's kind, at the model's size. Raises ArchiveError, and ConfigError for other sizes."""
+    archive, side = ImageArchive(path), subject.protocol["size"]
+    if archive.shape[1:3] != (side, side):
+        raise ConfigError(f"the pictures in {path} are {archive.shape[1]}x{archive.shape[2]}, but this model's are {side}x{side}; give others")
+    request = {"of": "archive", "file": archive.path.name, "sha256": sha256(path), "size": side, **_network(extractor)}
+    parts = functools.cache(lambda: enumerate(archive.batches(shards.SIZE)))
+
+    def make(first: int, last: int) -> Arrays:
+        images = next(x for i, x in parts() if i * shards.SIZE == first)  # What was looked at before an interruption is only passed by.
+        return featurise(extractor, images) | {"real": np.ones(len(images), bool)}
+
+    return Features(Shards(subject.folder / "sets", request, archive.shape[0], make), extractor)
 
 
 def of_reconstructions(subject: Subject, extractor: Extractor) -> "Features":

@@ -40,6 +40,14 @@ def of_eval_set(subject: Subject, extractor: Extractor, which: str = "eval", cou
     return Reference({k: m.gaussian() for k, m in moments.items()}, found.array("features", PAIRWISE), facts)
 
 
+def of_archive(path: str, subject: Subject, extractor: Extractor) -> Reference:
+    """The pictures in an archive as a reference: every figure, in any network's features."""
+    found = features.of_archive(subject, extractor, path)
+    gaussians = {k: m.gaussian() for k, m in found.moments().items()}
+    facts = {k: found.shards.request[k] for k in ("file", "sha256", "size", "extractor", "identity")} | {"set": "images", "count": found.count}
+    return Reference(gaussians, found.array("features", PAIRWISE), facts)
+
+
 def of_file(path: str, subject: Subject, extractor: Extractor, purpose: str) -> Reference:
     """Statistics that vimlab wrote, or an outside reference as `outside:PATH`. Raises StatisticsError."""
     if path.startswith("outside:"):

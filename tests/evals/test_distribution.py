@@ -283,6 +283,7 @@ def test_a_damaged_shard_is_made_again_and_another_request_has_its_own(tmp_path,
     assert kept.missing == 10 and [s["x"].tolist() for s in kept] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and kept.missing == 0
     file = kept.path / "00001.npz"
     file.write_bytes(file.read_bytes()[:50])
+    np.savez(kept.path / "00002.npz", x=np.array([8]))
     assert np.concatenate([s["x"] for s in kept]).tolist() == list(range(10))
     other = Shards(tmp_path, {"a": 2}, 10, make)
     assert other.path != kept.path and other.missing == 10

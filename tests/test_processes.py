@@ -83,12 +83,15 @@ def test_one_process_goes_on_with_what_two_began(straight, killed, tmp_path, dev
 
 @pytest.fixture(scope="module")
 def generated(straight, tmp_path_factory):
-    """A generator's run on two processes, the second of which is told to stop after step 3; its continuation; a straight run."""
+    """A generator's run on two processes, the second of which is told to stop after step 3; its continuations; a straight run."""
     folder = tmp_path_factory.mktemp("generated")
     arguments = ["train", "--config", f"configs/parti_emoji.py:smoke,tokenizer={straight[0]}", *GENERATOR, "--workdir", folder / "w"]
     stopped = run(folder, *arguments, "--config.mesh.fsdp=8", count=2, devices=4, code=75, plots={1: {"step": 3, "signal": "SIGTERM"}})
     saved = sorted(int(p.name) for p in (folder / "w/checkpoints").iterdir())
-    shutil.copytree(folder / "w", folder / "alone")
+    for name in ("alone", "eight"):
+        shutil.copytree(folder / "w", folder / name)
+    arguments[-1] = folder / "eight"
+    run(folder / "resumed eight", *arguments, "--config.mesh.tensor=2", devices=8)
     arguments[-1] = folder / "alone"
     alone = run(folder / "resumed", *arguments)
     arguments[-1] = folder / "straight"
@@ -102,7 +105,8 @@ def test_sigterm_on_one_process_stops_both_at_one_step(generated):
     assert f"at step {saved[-1]} of 8" in alone.log(0)
     assert max(stopped.records()) + 1 == saved[-1] == min(alone.records())
     assert stopped.records() | alone.records() == straight.records()
-    assert_same_figures(folder / "alone", folder / "straight")
+    for name in ("alone", "eight"):
+        assert_same_figures(folder / name, folder / "straight")
 
 
 def test_a_set_tokenized_by_two_processes_is_that_of_one(straight, tmp_path):

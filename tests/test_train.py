@@ -92,7 +92,8 @@ def test_a_run_leaves_what_a_user_looks_for(straight):
     assert {"eval/reconstruction/psnr", "eval/reconstruction/ssim", "eval/codebook/usage"} <= set(figures)
     speed = json.loads((straight / "performance.jsonl").read_text().splitlines()[-1])
     assert {"train/images_per_s", "train/step_ms", "train/data_wait", "train/tflops"} <= set(speed)
-    assert sorted(p.name for p in (straight / "pictures").iterdir()) == ["reconstruction_00000030.png", "reconstruction_00000060.png"]
+    names = [f"reconstruction{kind}_{step:08d}.png" for kind in ("", "_worst") for step in (30, 60)]
+    assert sorted(p.name for p in (straight / "pictures").iterdir()) == names
 
 
 def test_kill_9_and_resume_is_bitwise_the_straight_run(straight, tmp_path):

@@ -35,7 +35,7 @@ def start(devices: int, **asked) -> subprocess.Popen:
 def finish(*processes: subprocess.Popen) -> str:
     """What they said; none outlives this."""
     try:
-        said = [process.communicate(timeout=900)[0] for process in processes]
+        said = [process.communicate(timeout=900)[0] + f"\nexit code {process.returncode}" for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -60,6 +60,10 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         return exits.USER_ERROR
     except KeyboardInterrupt:
         return exits.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read what we print, such as `head`, has seen enough; the interpreter would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FAILED
 
 
 def _set_up_log() -> None:

@@ -176,7 +176,8 @@ def check_workdir(config: RunConfig, workdir: paths.Path, allow_change: bool) ->
         for line in refused + free:
             logging.warning("the config has changed since this run began: %s", line)
         if refused and not allow_change:
-            raise ConfigError(f"the run in {workdir} was started with another config ({'; '.join(refused)}); use another --workdir, "
+            more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+            raise ConfigError(f"the run in {workdir} was started with another config ({'; '.join(refused[:5])}{more}); use another --workdir, "
                               "or --allow-config-change to go on all the same")
     elif workdir.is_dir() and any(path.name != "logs" for path in workdir.iterdir()):  # A launcher's logs are there first.
         raise ConfigError(f"--workdir {workdir} is not empty and is not the workdir of a run; choose a new folder")

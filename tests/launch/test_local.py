@@ -170,6 +170,7 @@ def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
     argv = [sys.executable, "-c", f"import os\nif os.environ['VIMLAB_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)\n{stubborn}"]
     assert local.launch(argv, LaunchFolder(str(tmp_path / "run")), local.Plan(processes=2, restarts=0)) == 75
     assert [w["code"] for w in record(tmp_path)["workers"]] == [-9, -9]
+    assert record(tmp_path)["why"].startswith("worker 1 was ended by SIGKILL")  # The other was ended for its sake.
 
 
 def test_where_logs_go(monkeypatch, tmp_path):

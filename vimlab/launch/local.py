@@ -88,7 +88,7 @@ class Start:
         begins = [self._title(log) for log in logs]
         shown = Shown(logs[0], begins[0])
         workers: list[subprocess.Popen] = []
-        first: list[int] = []  # The exit codes that were there when the first process ended otherwise than well.
+        first: list[int | None] = []  # The exit codes that were there when the first process ended otherwise than well.
         deadline = None
         try:
             for i, log in enumerate(logs):
@@ -102,8 +102,8 @@ class Start:
                     deadline = deadline or time.monotonic() + self.plan.grace
                 ended = [code for code in states if code is not None]
                 if not first and any(ended):
-                    first = ended
-                    deadline = deadline or time.monotonic() + self._patience(first, workers)
+                    first = states
+                    deadline = deadline or time.monotonic() + self._patience(ended, workers)
                 if deadline and time.monotonic() > deadline:
                     for worker in workers:
                         _send(worker, signal.SIGKILL)
@@ -114,7 +114,7 @@ class Start:
                 worker.wait()
         shown.step()
         codes = [w.returncode for w in workers]
-        end = self._end(first or codes, codes, logs, begins)
+        end = self._end(first or codes, logs, begins)
         self._record([w.pid for w in workers], codes, end)
         return end
 
@@ -131,9 +131,9 @@ class Start:
             return subprocess.Popen(self.argv, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                                     pass_fds=(lock,))
 
-    def _patience(self, first: Sequence[int], workers: Sequence[subprocess.Popen]) -> float:
+    def _patience(self, ended: Sequence[int], workers: Sequence[subprocess.Popen]) -> float:
         """Seconds that the other processes have from here; those of a process that could not say why it ended are asked to end."""
-        code = judge_all(first)[1]
+        code = judge_all(ended)[1]
         if code == exits.RESTART:  # All have saved together and are about to end.
             return self.plan.grace
         if code < 0:
@@ -141,9 +141,10 @@ class Start:
                 _send(worker, signal.SIGTERM)
         return min(ENDING, self.plan.grace)
 
-    def _end(self, first: Sequence[int], codes: Sequence[int], logs: Sequence[pathlib.Path], begins: Sequence[int]) -> End:
-        outcome, code = judge_all(first)
-        index = codes.index(code)
+    def _end(self, first: Sequence[int | None], logs: Sequence[pathlib.Path], begins: Sequence[int]) -> End:
+        """What the first exit codes, None of processes that went on, say; the codes of those ended for their sake say nothing."""
+        outcome, code = judge_all([code for code in first if code is not None])
+        index = first.index(code)
         if outcome is Outcome.USER_ERROR:
             return End(outcome, code, last_error(logs[index], begins[index]) or f"worker {index} was given what it cannot do; see {logs[index]}")
         if outcome is Outcome.FINISHED:

@@ -19,8 +19,8 @@ from vimlab.nn.masks import Mask, causal
 from vimlab.nn.transformer import Stack
 from vimlab.parallel import rules
 from vimlab.parallel.mesh import MeshConfig, check_batch, make_mesh
-from vimlab.parallel.pipeline_stages import Pipeline, bubble_fraction, check_pipelines
 from vimlab.parallel.rules import ShardingError
+from vimlab.parallel.schedule import Pipeline, bubble_fraction, check_pipelines
 from vimlab.tasks import generator_task
 from vimlab.tasks.generator_task import GeneratorTask
 from vimlab.tasks.tokenizer_task import TokenizerTask

@@ -205,7 +205,7 @@ def _last_line(log: pathlib.Path) -> str:
 
 def _summary(record: dict[str, Any], held: bool) -> str:
     if record["outcome"]:
-        return f"{record['outcome']}: {record['why']}" if not held else f"between two starts ({record['why']})"
+        return (record["outcome"] if record["outcome"] == record["why"] else f"{record['outcome']}: {record['why']}") if not held else f"between two starts ({record['why']})"
     return "running" if held else "ended unseen: its launcher was killed; the same launch goes on"
 
 

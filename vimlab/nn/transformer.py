@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from vimlab.nn.attention import CrossAttention, KeyValues, Memory, SelfAttention, Slot
 from vimlab.nn.layers import LayerNorm, Linear
 from vimlab.nn.masks import Mask
-from vimlab.parallel.pipeline_stages import Pipeline, run_pipeline, stages_here
+from vimlab.parallel.pipeline_stages import run_pipeline, stages_here
 from vimlab.parallel.rules import constrain, logical_axes
+from vimlab.parallel.schedule import Pipeline
 
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,

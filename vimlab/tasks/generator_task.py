@@ -19,7 +19,7 @@ from vimlab.data.base import SourceInfo
 from vimlab.data.text import SentencePiece, TextTokenizer
 from vimlab.generators.conditioners import ClassCondition
 from vimlab.parallel import rules
-from vimlab.parallel.pipeline_stages import Pipeline, check_pipelines
+from vimlab.parallel.schedule import Pipeline, check_pipelines
 from vimlab.paths import Path, write_whole
 from vimlab.pretrained import Pretrained, open_tokenizer
 from vimlab.random import stream

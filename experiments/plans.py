@@ -1,6 +1,6 @@
 """Plans of every shipped config on the papers' topologies and on what can be rented: does it fit, and how long does it take?
 
-    python experiments/plans.py [--only PATTERN] [--again] [--fast]
+    python experiments/plans.py [--only PATTERN] [--again] [--full]
 
 Each plan is an ordinary `vimlab plan` command, printed before it runs; needs the extra `tpu`, and no TPU. Results go to
 experiments/plans/NAME.json, one for each plan, and to the table experiments/plans/README.md. A plan that is there is not made
@@ -42,9 +42,10 @@ PLANS = {
 }
 LEGEND = """# Plans
 
-Made by `python experiments/plans.py`; each row is one `vimlab plan` command, kept whole in `NAME.json`. Memory is the peak that
-the compiler states for one chip, with what is held but not read in a step, never measured on one; times are what the roofline allows, which no run reaches; hours are of the
-whole run at 40% of the chips' peak.
+Made by `python experiments/plans.py`; each row is one `vimlab plan` command, kept whole in `NAME.json`. Memory is what the compiler
+assigns on one chip, with what is held but not read in a step and without the program's own code (tens to a few hundred MiB), of
+what it leaves to programs; never measured on a chip. Times are what the roofline allows, which no run reaches; hours are of the
+whole run at 40% of the chips' peak. The compiler was left to itself once every buffer had its place.
 """
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="plans to make, by a pattern such as 'parti_*'")
     parser.add_argument("--again", action="store_true", help="make plans again that are there")
-    parser.add_argument("--fast", action="store_true", help="let the compiler optimise little")
+    parser.add_argument("--full", action="store_true", help="compile to machine code too, as `vimlab plan --full` does")
     args = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
         sys.exit("these plans are compiled, which needs libtpu: `pip install \"vimlab[tpu]\"`")
@@ -60,7 +61,7 @@ def main() -> None:
     for name, (_, arguments) in PLANS.items():
         file = RESULTS / f"{name}.json"
         if fnmatch.fnmatch(name, args.only) and (args.again or not file.exists()):
-            command = ["plan", *shlex.split(arguments), "--json", str(file.relative_to(HERE.parent)), *(["--fast"] if args.fast else [])]
+            command = ["plan", *shlex.split(arguments), "--json", str(file.relative_to(HERE.parent)), *(["--full"] if args.full else [])]
             print("vimlab " + shlex.join(command), flush=True)
             subprocess.run([sys.executable, "-m", "vimlab", *command], cwd=HERE.parent, check=False)
     (RESULTS / "README.md").write_text(LEGEND + "\n" + table() + "\n" + layouts())
@@ -68,17 +69,17 @@ def main() -> None:
 
 def table() -> str:
     """One row for each plan that was made."""
-    head = ["plan", "topology", "mesh", "accumulate", "remat", "peak GiB", "of", "roofline s", "bound by", "MFU at most", "hours at 40%", "compiled s", "level"]
+    head = ["plan", "topology", "mesh", "accumulate", "remat", "needs GiB", "of", "roofline s", "bound by", "MFU at most", "hours at 40%", "compiled s"]
     rows = [head, ["---"] * len(head)]
     for name, plan in made().items():
         memory, step, config = plan["memory"], plan["step"], plan["config"]
         mesh = ", ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1)
-        peak = (memory["compiled"]["peak"] + memory["idle"]) / 2**30 if memory.get("compiled") else None
+        needs = f"{total(memory):.2f}" if memory.get("compiled") else "does not fit"
         hours = next(row["hours"] for row in plan["run"]["at"] if row["mfu"] == 0.4)
         rows.append([
             f"[{PLANS[name][0]}]({name}.json)", plan["topology"]["name"], mesh, str(config["accumulate"]), config["model"]["remat"],
-            f"{peak:.2f}" if peak else "does not fit", f"{memory['budget'] / 2**30:.0f}", f"{step['roofline']['seconds']:.3g}",
-            step["roofline"]["bound"], f"{step['roofline_mfu']:.0%}", f"{hours:,.0f}", f"{plan['compile']['seconds']:.0f}", plan["compile"]["level"],
+            needs, f"{memory['budget'] / 2**30:.2f}", f"{step['roofline']['seconds']:.3g}",
+            step["roofline"]["bound"], f"{step['roofline_mfu']:.0%}", f"{hours:,.0f}", f"{plan['compile']['seconds']:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -91,10 +92,15 @@ def layouts() -> str:
             memory, budget = plan["memory"], plan["memory"]["budget"] / 2**30
             verdict = f"does not fit: {memory.get('refusal', '')}"
             if memory["fits"]:
-                verdict = f"fits: {(memory['compiled']['peak'] + memory['idle']) / 2**30:.1f} of {budget:.0f} GiB a chip"
+                verdict = f"fits: {total(memory):.1f} of {budget:.2f} GiB a chip"
             lines.append(f"* {PLANS[name][0]}: {verdict}")
     versions = sorted({", ".join(f"{k} {v}" for k, v in plan["versions"].items()) for plan in made().values()})
     return "\n".join([*lines, "", "Made with " + "; ".join(versions) + "."]) + "\n"
+
+
+def total(memory: dict) -> float:
+    """GiB that a chip holds: what the compiler gives a place, and what is held but not read in a step."""
+    return (memory["compiled"]["total"] + memory["idle"]) / 2**30
 
 
 def made() -> dict[str, dict]:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vimlab.plan import hlo
-from vimlab.plan.hlo import Collective
+from vimlab.plan import hlo, volumes
+from vimlab.plan.volumes import Collective
 
 P = PartitionSpec
 ROWS = ("data", "fsdp")
@@ -26,7 +26,7 @@ def over(mesh, function, out):
     x = jax.ShapeDtypeStruct((8, 1024), jnp.float32, sharding=NamedSharding(mesh, P(ROWS)))
     program = compiled(jax.shard_map(function, mesh=mesh, in_specs=P(ROWS), out_specs=out, check_vma=False), x)
     module = hlo.parse(program.as_text())
-    return hlo.collectives(module), hlo.traffic(module), program.cost_analysis()["bytes accessed"]
+    return volumes.collectives(module), volumes.traffic(module), program.cost_analysis()["bytes accessed"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_weights_that_are_sharded_are_gathered_in_both_passes(mesh):
 
     module = hlo.parse(compiled(jax.grad(loss), place((5, 64, 64), None, "fsdp"), place((16, 64), ROWS)).as_text())
     assert module.devices == 8 and hlo.unknown_loops(module) == 0
-    gathers = [c for c in hlo.collectives(module) if c.kind == "all-gather" and c.group == 4]
+    gathers = [c for c in volumes.collectives(module) if c.kind == "all-gather" and c.group == 4]
     assert gathers[0].bytes >= 2 * 5 * 64 * 64 * 4, "forward and backward, five layers"
 
 
@@ -113,13 +113,13 @@ ENTRY %main (x: f32[12,256], g: bf16[64,128]) -> f32[12,256] {
 
 def test_a_tpus_program_is_read():
     module = hlo.parse(TPU)
-    assert hlo.collectives(module) == [
+    assert volumes.collectives(module) == [
         Collective("reduce-scatter", 16, 10, 10 * 64 * 128 * 2.0),
         Collective("all-reduce", 4, 10, 10 * 2 * 1024.0),
     ]
     # Each of ten turns: the slice in and out, the sums' operands and results, the copy that leaves for vector memory, the scatter.
     turn = 2 * 1024 + 4 * 1024 + 1024 + (64 + 4) * 128 * 2
-    assert hlo.traffic(module) == 10 * turn + 8, "and the counter's copy"
+    assert volumes.traffic(module) == 10 * turn + 8, "and the counter's copy"
 
 
 SLICED = """HloModule m
@@ -147,13 +147,42 @@ ENTRY %main (all: f32[36,128], i: s32[], into: f32[36,128]) -> f32[36,128] {
 
 def test_of_a_stack_of_layers_only_one_is_moved():
     """As a scan reads and writes its stacked arrays: a row in, a row out, the index."""
-    assert hlo.traffic(hlo.parse(SLICED)) == 2 * 128 * 4 + 4
+    assert volumes.traffic(hlo.parse(SLICED)) == 2 * 128 * 4 + 4
+
+
+RARE = """HloModule m
+%product (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+%much (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} fusion(%p), kind=kOutput, calls=%product
+}
+%little (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %z = f32[8,8]{1,0} broadcast(%p), dimensions={}
+}
+ENTRY %main (which: s32[], p: f32[8,8]) -> f32[8,8] {
+  %which = s32[] parameter(0)
+  %p = f32[8,8]{1,0} parameter(1)
+  ROOT %out = f32[8,8]{1,0} conditional(%which, %p, %p), branch_computations={%much, %little}
+}
+"""
+
+
+def test_a_branch_that_is_seldom_taken():
+    """256 bytes in and out of the product, in one of 16 steps; a branch without products is no rarity, nor a choice of two products."""
+    assert volumes.traffic(hlo.parse(RARE)) == 512
+    assert volumes.traffic(hlo.parse(RARE), rare=1 / 16) == 512 / 16
+    assert volumes.traffic(hlo.parse(RARE.replace("%much, %little", "%much, %much")), rare=1 / 16) == 512
+    assert volumes.traffic(hlo.parse(RARE.replace("%much, %little", "%little, %little")), rare=1 / 16) == 512
 
 
 def test_a_loop_without_a_stated_end_is_counted_once_and_reported():
     module = hlo.parse(TPU.replace("constant(12)", "custom-call(), custom_call_target=\"x\""))
     assert hlo.unknown_loops(module) == 1
-    assert {c.count for c in hlo.collectives(module)} == {1}
+    assert {c.count for c in volumes.collectives(module)} == {1}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +198,7 @@ def test_a_loop_without_a_stated_end_is_counted_once_and_reported():
     ],
 )
 def test_groups_in_all_their_spellings(text, size):
-    assert hlo._group(text, 64) == size
+    assert volumes._group(text, 64) == size
 
 
 def test_sizes_of_written_shapes():

@@ -7,8 +7,8 @@ import pytest
 from vimlab.config import ConfigError
 from vimlab.metrics import PEAK_FLOPS
 from vimlab.plan.chips import CHIPS, EXAMPLES, GB, Chip, Topology, topology
-from vimlab.plan.hlo import Collective
 from vimlab.plan.roofline import roofline, whole_run
+from vimlab.plan.volumes import Collective
 
 TOY = Chip("TPU v5e", memory=16e9, bandwidth=1e9, interconnect=1e8, host=4)
 

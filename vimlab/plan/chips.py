@@ -21,7 +21,7 @@ class Chip:
 
     Attributes:
       kind: as `jax.Device.device_kind` names it, a key of PEAK_FLOPS.
-      memory: bytes of HBM.
+      memory: bytes of HBM that a program may use; of TPUs, what the compiler leaves to it of 32, 16, 95 and 32 GiB.
       bandwidth: bytes/s of HBM.
       interconnect: bytes/s one way to its neighbours: ICI, or NVLink within a node.
       host: chips of one host.
@@ -50,10 +50,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 1228 * GB, 300 * GB, 4),
-    "v5e": Chip("TPU v5e", 16 * GIB, 819 * GB, 200 * GB, 4),
-    "v5p": Chip("TPU v5p", 95 * GIB, 2765 * GB, 600 * GB, 4),
-    "v6e": Chip("TPU v6e", 32 * GIB, 1638 * GB, 400 * GB, 4),
+    "v4": Chip("TPU v4", 30.75 * GIB, 1228 * GB, 300 * GB, 4),
+    "v5e": Chip("TPU v5e", 15.75 * GIB, 819 * GB, 200 * GB, 4),
+    "v5p": Chip("TPU v5p", 95.74 * GIB, 2765 * GB, 600 * GB, 4),
+    "v6e": Chip("TPU v6e", 31.25 * GIB, 1638 * GB, 400 * GB, 4),
     "a100": Chip("NVIDIA A100", 80 * GB, 2039 * GB, 300 * GB, 8, 25 * GB),
     "h100": Chip("NVIDIA H100", 80 * GB, 3350 * GB, 450 * GB, 8, 50 * GB),
     "h200": Chip("NVIDIA H200", 141 * GB, 4800 * GB, 450 * GB, 8, 50 * GB),

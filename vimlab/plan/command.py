@@ -4,24 +4,31 @@ Nothing here imports JAX before the environment is set, for JAX and libtpu read 
 """
 
 import argparse
+import json
 import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from vimlab import config as configs
 from vimlab import exits
-from vimlab.config import ConfigError
-from vimlab.plan.compiling import prepare_environment
+from vimlab.config import ConfigError, UserError
+from vimlab.plan.compiling import leave, prepare_environment
+
+STAND_INS = ("tokenizer_config", "classes", "examples", "vocabulary")
 
 
 def main(argv: Sequence[str]) -> int:
     """The `plan` command. Returns 0 where the run fits, 1 where it does not."""
     argv, overrides = configs.split_overrides(argv)
     args = _parser().parse_args(argv)
-    prepare_environment(fast=args.fast)
+    prepare_environment()
 
     from vimlab import run as runs
-    from vimlab.plan import chips, report, search
+    from vimlab.plan import chips, compiling, report, search
     from vimlab.plan.abstract import StandIns
     from vimlab.plan.plan import make_plan
 
@@ -32,17 +39,18 @@ def main(argv: Sequence[str]) -> int:
         config_file=args.config.partition(":")[0], tokenizer=args.tokenizer_config, classes=args.classes, examples=args.examples,
         vocabulary=args.vocabulary,
     )  # fmt: skip
-    make = lambda config: make_plan(config, where, stand_ins, fast=args.fast, compiles=not args.no_compile, sample=args.sample)
+    make = lambda config: make_plan(config, where, stand_ins, full=args.full, compiles=not args.no_compile, sample=args.sample)
     if args.search and args.sample is not None:
         raise ConfigError("--search tries settings of training, and --sample plans decoding; give one of the two")
     if args.search:
-        return _search(search.candidates(config, where, stand_ins), make, args)
+        apart = where.chip.tpu and not args.no_compile and compiling.has_libtpu()
+        return _search(search.candidates(config, where, stand_ins), (lambda c: _apart(c, args, overrides)) if apart else (lambda c: make(c.config)), args)
     plan = make(config)
     if not plan["memory"]["fits"]:
         plan["advice"] = [search.advise(config, where, stand_ins)] if args.sample is None else ["try fewer images, or a mesh with more tensor"]
     _write(args.json, plan)
     print(report.text(plan, args.config))
-    return exits.FINISHED if plan["memory"]["fits"] else exits.FAILED
+    return leave(exits.FINISHED if plan["memory"]["fits"] else exits.FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", nargs="?", type=int, const=0, help="plan the decoding of so many images at a time in place of the training step")
     parser.add_argument("--search", action="store_true", help="try other meshes, recomputation and accumulation, and print the table of those that fit")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the plan to")
-    parser.add_argument("--fast", action="store_true", help="let the compiler optimise little: quicker, and a little off")
+    parser.add_argument("--full", action="store_true", help="compile to machine code too, which takes minutes: tells the size of the program")
     parser.add_argument("--no-compile", action="store_true", help="arithmetic alone")
     stand_ins = parser.add_argument_group("what is taken for granted where the config names files that are not here")
     stand_ins.add_argument("--tokenizer-config", help="config file of the tokenizer")
@@ -81,7 +89,7 @@ def with_mesh(config: Any, text: str) -> Any:
 
 
 def _search(candidates: Any, make: Any, args: argparse.Namespace, most: int = 6) -> int:
-    """Compiles the candidates that promise the shortest steps, and prints the table of all."""
+    """Plans the candidates that promise the shortest steps, and prints the table of all."""
     from vimlab.plan import report
 
     found = sorted(candidates, key=lambda c: (c.seconds, len(c.overrides)))
@@ -89,17 +97,31 @@ def _search(candidates: Any, make: Any, args: argparse.Namespace, most: int = 6)
     for rank, candidate in enumerate(found):
         row = [" ".join(candidate.overrides) or "as configured", report.size(candidate.memory), f"{candidate.seconds:.3g}"]
         if rank < most:
-            plan = make(candidate.config)
+            plan = make(candidate)
             plans.append(plan | {"overrides": candidate.overrides})
-            peak = plan["memory"].get("compiled", {}).get("peak")
-            row += [report.size(peak) if peak else "" if plan["memory"]["by"] == "estimate" else "does not fit"]
+            total = plan["memory"].get("compiled", {}).get("total")
+            row += [report.size(total) if total else "" if plan["memory"]["by"] == "estimate" else "does not fit"]
             row += [f"{plan['step']['roofline']['seconds']:.3g}", plan["step"]["roofline"]["bound"]]
         rows.append(row + [""] * (6 - len(row)))
     if not rows:
         raise ConfigError("no mesh, recomputation or accumulation that was tried fits by the estimate; take more chips")
     _write(args.json, plans)
-    print(report.table(["settings", "estimate", "roofline s", "peak", "roofline s", "bound by"], rows))
+    print(report.table(["settings", "estimate", "roofline s", "compiler", "roofline s", "bound by"], rows))
     return exits.FINISHED if any(plan["memory"]["fits"] for plan in plans) else exits.FAILED
+
+
+def _apart(candidate: Any, args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The plan of a candidate, made by a process of its own: the compiler would go on in this one beside the next candidate's."""
+    with tempfile.TemporaryDirectory(prefix="vimlab_plan_") as folder:
+        file = pathlib.Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "vimlab", "plan", "--config", args.config, "--topology", args.topology, "--json", str(file)]
+        command += [f"--{name.replace('_', '-')}={value}" for name in STAND_INS if (value := getattr(args, name)) is not None]
+        command += [f"--config.{key}={value}" for key, value in overrides] + (["--mesh", args.mesh] if args.mesh else [])
+        command += [*shlex.split(" ".join(candidate.overrides)), *(["--full"] if args.full else [])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not file.is_file():
+            raise UserError(f"`{shlex.join(command)}` ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        return json.loads(file.read_text())
 
 
 def _write(path: pathlib.Path | None, value: Any) -> None:

@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,9 +28,9 @@ ENVIRONMENT = {
 }
 
 
-def prepare_environment(*, fast: bool) -> None:
-    """Sets what libtpu and JAX read when they are first loaded; to be called before either is. fast: compile at level O0."""
-    os.environ.update(ENVIRONMENT | ({"JAX_OPTIMIZATION_LEVEL": "O0"} if fast else {}))
+def prepare_environment() -> None:
+    """Sets what libtpu and JAX read when they are first loaded; to be called before either is."""
+    os.environ.update(ENVIRONMENT)
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     if STACK.partition("=")[0] not in flags:
         os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK}".strip()
@@ -44,7 +46,8 @@ def devices(where: Topology) -> list[Any]:
 
     options = {"chip_config_name": "megacore"} if where.name.startswith("v4") else {}
     found = topologies.get_topology_desc(where.name, platform="tpu", **options).devices
-    assert len(found) == where.chips, f"{where.name} has {len(found)} devices, not one a chip"
+    if len(found) != where.chips:
+        raise RuntimeError(f"libtpu makes {len(found)} devices of {where.name}, not one a chip; this version of it cannot be planned with")
     return list(found)
 
 
@@ -54,7 +57,8 @@ class Compiled:
 
     Attributes:
       seconds: that it took.
-      memory: bytes on a device by name; empty where the program does not fit.
+      memory: bytes on a device: `arguments`, `outputs` that share no memory with them, `temporaries`, `program` (its code, only known
+        of a full compilation), and `total`; empty where the program does not fit.
       text: the program (HLO); empty likewise.
       refusal: the compiler's sentence, where it does not fit.
       allocations: the largest buffers that it lists, likewise.
@@ -69,30 +73,83 @@ class Compiled:
     warnings: list[str]
 
 
-def compile_step(traced: Any, mesh: Any) -> Compiled:
-    """Compiles a traced step. A program that does not fit is a result; every other error of the compiler's is raised."""
+def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
+    """Compiles a traced step until each buffer has its place in memory, or in full. A program that does not fit is a result.
+
+    Everything that a plan tells is decided by then: layouts, fusions, collectives, memory. What follows is machine code, which is
+    nearly all of the compiler's time (of a ViT-VQGAN's step 380 of 390 s), so it is left to go on by itself; see `leave`.
+
+    Raises:
+      jax.errors.JaxRuntimeError: any other error of the compiler's.
+    """
     import jax
 
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as file, jax.set_mesh(mesh):
-        memory, text, refusal = {}, "", ""
-        try:
-            with standard_error_to(file):
-                compiled = traced.lower().compile()
-            analysis = compiled.memory_analysis()
-            names = ("argument", "output", "alias", "temp", "generated_code")
-            memory = {name: int(getattr(analysis, f"{name}_size_in_bytes")) for name in names} | {"peak": int(analysis.peak_memory_in_bytes)}
-            text = compiled.as_text()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                file.seek(0)
-                sys.stderr.write(file.read().decode(errors="replace"))
-                raise
-            refusal = str(error)
+    with tempfile.TemporaryDirectory(prefix="vimlab_plan_", ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as file:
+        with standard_error_to(file), jax.set_mesh(mesh):
+            compilation = Compilation(traced.lower(), pathlib.Path(folder))
+            compilation.wait(full)
         file.seek(0)
         log = file.read().decode(errors="replace")
+        error = compilation.error
+        refusal = str(error) if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) else ""
+        if error and not refusal:
+            sys.stderr.write(log)
+            raise error
+        memory, text = ({}, "") if refusal else compilation.result()
     seconds = time.perf_counter() - start
     return Compiled(seconds, memory, text, _sentence(refusal), allocations(refusal), remat_warnings(log))
+
+
+class Compilation:
+    """The compiler at work in a thread of its own, telling in a folder how far it is. It cannot be stopped but with its process."""
+
+    started: list[threading.Thread] = []
+
+    def __init__(self, lowered: Any, folder: pathlib.Path) -> None:
+        self._folder, self._lowered, self._executable, self.error = folder, lowered, None, None
+        self._thread = threading.Thread(target=self._compile, daemon=True)
+        self.started.append(self._thread)
+        self._thread.start()
+
+    def _compile(self) -> None:
+        try:
+            self._executable = self._lowered.compile(compiler_options={"xla_dump_to": str(self._folder), "xla_dump_hlo_as_text": True})
+        except Exception as error:  # Raised where it is waited for.
+            self.error = error
+
+    def wait(self, full: bool) -> None:
+        """Until it is done, or, unless in full, until buffers are assigned."""
+        while self._thread.is_alive() and (full or not any(self._folder.glob("*.after_optimizations_after_buffer_assignment.txt"))):
+            self._thread.join(0.1)
+
+    def result(self) -> tuple[dict[str, int], str]:
+        """`Compiled.memory` and `Compiled.text`."""
+        (assignment,) = self._folder.glob("*.after_optimizations-buffer-assignment.txt")
+        (text,) = self._folder.glob("*.after_optimizations.txt")
+        memory = assigned(assignment.read_text())
+        if self._executable is not None:
+            memory["program"] = int(self._executable.memory_analysis().generated_code_size_in_bytes)
+        return memory | {"total": sum(memory.values())}, text.read_text()
+
+
+def leave(code: int) -> int:
+    """The exit code of this process, which ends here where the compiler would keep it alive."""
+    if any(thread.is_alive() for thread in Compilation.started):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def assigned(text: str) -> dict[str, int]:
+    """Bytes of a buffer assignment in main memory: of `arguments`, of `outputs` that are not among them, and of all others, `temporaries`."""
+    found = {"arguments": 0, "outputs": 0, "temporaries": 0}
+    for size, what in re.findall(r"^allocation \d+: size (\d+), (.*)$", text, re.MULTILINE):
+        if not re.search(r"\bcolor [1-9]", what):  # Other colours are memories on the chip.
+            kind = "arguments" if "parameter" in what else "outputs" if "maybe-live-out" in what or "output shape" in what else "temporaries"
+            found[kind] += int(size)
+    return found
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from jax.extend.core import Literal
 
 from vimlab.generators.conditioners import TextCondition
 from vimlab.plan.abstract import AbstractRun
-from vimlab.plan.hlo import Collective
 from vimlab.plan.program import Split, Work
+from vimlab.plan.volumes import Collective
 from vimlab.tasks.generator_config import GeneratorRun
 
 

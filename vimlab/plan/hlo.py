@@ -1,19 +1,12 @@
-"""Reads a compiled program's text (HLO): its collectives, and what it moves to and from memory, loops counted as often as they run."""
+"""Reads a compiled program's text (HLO): its instructions, and how often each of them runs."""
 
-import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterator
 
+CALLED = ("calls", "to_apply", "called_computation", "body", "branch_computations", "true_computation", "false_computation")
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # Others carry theirs in their name: bf16, s32, f8e4m3.
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
-# Names of other arrays, or what costs no memory traffic of its own.
-FREE = {
-    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "async-update", "async-done", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "copy-done", "iota",
-}  # fmt: skip
-SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,30 +32,6 @@ class Module:
     computations: dict[str, dict[str, Instruction]]
     entry: str
     devices: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """Collectives of one kind over groups of one size.
-
-    Attributes:
-      kind: one of KINDS.
-      group: devices that take part together.
-      count: how often such run in a step.
-      bytes: of the whole array on each device, gathered or not yet scattered, all runs together.
-    """
-
-    kind: str
-    group: int
-    count: int
-    bytes: float
-
-    @property
-    def wire(self) -> float:
-        """Bytes that each device sends, in a ring."""
-        if self.kind in ("collective-permute", "collective-broadcast"):
-            return self.bytes
-        return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.group - 1) / self.group
 
 
 def parse(text: str) -> Module:
@@ -119,25 +88,37 @@ def size(shape: str) -> float:
     return sum(b for b, _ in arrays(shape))
 
 
-def runs(module: Module) -> Iterator[tuple[int, dict[str, Instruction], Instruction]]:
-    """Every instruction outside of fusions, with its computation, and how often it runs. Of branches, the one that moves most."""
-    yield from _runs(module, module.entry, 1)
+def runs(module: Module, rare: float = 1.0) -> Iterator[tuple[float, dict[str, Instruction], Instruction]]:
+    """Every instruction outside of fusions, with its computation, and how often it runs.
+
+    Of branches, the one that moves most counts; it is taken `rare` often where it computes products and another does not.
+    """
+    yield from _runs(module, module.entry, 1, rare)
 
 
-def _runs(module: Module, name: str, times: int) -> Iterator[tuple[int, dict[str, Instruction], Instruction]]:
+def _runs(module: Module, name: str, times: float, rare: float) -> Iterator[tuple[float, dict[str, Instruction], Instruction]]:
     computation = module.computations[name]
     for instruction in computation.values():
         yield times, computation, instruction
         if instruction.opcode == "while":
             count = trips(module, computation, instruction)
             for body in instruction.called("body"):
-                yield from _runs(module, body, times * (count or 1))
+                yield from _runs(module, body, times * (count or 1), rare)
         elif instruction.opcode == "conditional":
             branches = instruction.called("branch_computations", "true_computation", "false_computation")
-            yield from max((list(_runs(module, b, times)) for b in branches), key=lambda found: sum(t * size(i.shape) for t, _, i in found))
+            most = max(branches, key=lambda branch: sum(t * size(i.shape) for t, _, i in _runs(module, branch, 1, rare)))
+            seldom = _products(module, most) and not all(_products(module, branch) for branch in branches)
+            yield from _runs(module, most, times * (rare if seldom else 1), rare)
         elif instruction.opcode in ("call", "async-start"):
             for called in instruction.called("calls", "to_apply", "called_computation"):
-                yield from _runs(module, called, times)
+                yield from _runs(module, called, times, rare)
+
+
+def _products(module: Module, name: str) -> bool:
+    """Whether a computation, or any that it calls, has a matrix product or a convolution."""
+    return any(
+        i.opcode in ("dot", "convolution") or any(_products(module, called) for called in i.called(*CALLED)) for i in module.computations[name].values()
+    )
 
 
 def trips(module: Module, computation: dict[str, Instruction], loop: Instruction) -> int | None:
@@ -183,113 +164,3 @@ def _constant(computation: dict[str, Instruction], name: str) -> int | None:
 def unknown_loops(module: Module) -> int:
     """Loops whose length is not written in the program, counted as one turn."""
     return sum(i.opcode == "while" and trips(module, c, i) is None for _, c, i in runs(module))
-
-
-# ---- collectives ----
-
-
-def collectives(module: Module) -> list[Collective]:
-    """The collectives of a step, those of one kind and group size together, the most expensive first."""
-    found: dict[tuple[str, int], list[float]] = collections.defaultdict(lambda: [0, 0.0])
-    for times, computation, instruction in runs(module):
-        for name, where, inner in _with_fused(module, "", computation, instruction):
-            kind = inner.opcode.removesuffix("-start")
-            if kind not in KINDS:
-                continue
-            if name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # A TPU's compiler writes it as a fusion of this name.
-            group = _group(inner.rest, module.devices)
-            if group > 1:
-                entry = found[kind, group]
-                entry[0] += times
-                entry[1] += times * _payload(where, inner, kind)
-    return sorted((Collective(*key, int(n), b) for key, (n, b) in found.items()), key=lambda c: -c.wire)
-
-
-def _with_fused(
-    module: Module, name: str, computation: dict[str, Instruction], instruction: Instruction
-) -> Iterator[tuple[str, dict[str, Instruction], Instruction]]:
-    """An instruction, and those inside where it is a fusion, each with the fusion's name and its computation."""
-    yield name, computation, instruction
-    if instruction.opcode == "fusion":
-        for called in instruction.called("calls"):
-            inside = module.computations[called]
-            for inner in inside.values():
-                yield from _with_fused(module, called, inside, inner)
-
-
-def _payload(computation: dict[str, Instruction], instruction: Instruction, kind: str) -> float:
-    """Bytes of the whole array on one device."""
-    given = sum(size(computation[name].shape) for name in instruction.operands if name in computation)
-    if kind == "all-gather":
-        return size(instruction.shape) - (given if instruction.opcode.endswith("-start") else 0)
-    return given
-
-
-def _group(text: str, devices: int) -> int:
-    """Devices in one group of a collective."""
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
-        return devices if pairs[1] else 1
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
-        sizes = {name: int(n) for name, n in re.findall(r"['\"]?([\w.\-]+)['\"]?=(\d+)", axes[1])}
-        named = re.findall(r"['\"]?([A-Za-z_][\w.\-]*)['\"]?(?::\(\d+\)(\d+))?", axes[2])
-        return math.prod(int(part) if part else sizes[name] for name, part in named)
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
-        return int(iota[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return listed[1].count(",") + 1
-    return devices
-
-
-# ---- traffic ----
-
-
-def traffic(module: Module) -> float:
-    """Bytes that a step reads from and writes to a device's main memory: operands and results of every operation, once each."""
-    return sum(times * _moved(module, computation, i) for times, computation, i in runs(module) if i.opcode not in FREE)
-
-
-def _moved(module: Module, computation: dict[str, Instruction], instruction: Instruction) -> float:
-    if instruction.opcode.endswith("-done"):
-        return 0.0
-    result = sum(b for b, main in arrays(instruction.shape) if main)
-    operands = [computation[name] for name in instruction.operands if name in computation]
-    given = [sum(b for b, main in arrays(o.shape) if main) for o in operands]
-    if instruction.opcode in SLICES:
-        return 2 * result
-    if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * sum(given[1:])
-    if instruction.opcode == "fusion":
-        name = instruction.called("calls")[0]
-        return max(result - _kept(module, name), 0) + sum(_read(module, name, n, whole) for n, whole in enumerate(given))
-    return result + sum(given)
-
-
-def _read(module: Module, name: str, number: int, whole: float) -> float:
-    """Bytes that a fusion reads of its operand of this number: only the slices that it takes, and nothing of what it updates in place."""
-    inside = module.computations[name]
-    names = [i.name for i in inside.values() if i.opcode == "parameter" and i.rest == str(number)]
-    total = 0.0
-    while names:
-        source = names.pop()
-        for reader in (i for i in inside.values() if source in i.operands):
-            if reader.opcode == "bitcast":
-                names.append(reader.name)
-            elif reader.opcode == "fusion":
-                total += _read(module, reader.called("calls")[0], reader.operands.index(source), whole)
-            elif reader.opcode in SLICES and reader.operands[0] == source:
-                total += size(reader.shape)
-            elif not (reader.opcode == "dynamic-update-slice" and reader.operands[0] == source):
-                total += whole
-    return min(whole, total)
-
-
-def _kept(module: Module, name: str) -> float:
-    """Bytes of a fusion's result that it leaves as they are, for it updates only a slice of them."""
-    inside, kept = module.computations[name], 0.0
-    for i in inside.values():
-        if i.opcode == "dynamic-update-slice":
-            kept += size(i.shape) - (size(inside[i.operands[1]].shape) if i.operands[1] in inside else 0)
-        elif i.opcode == "fusion":
-            kept += _kept(module, i.called("calls")[0])
-    return kept

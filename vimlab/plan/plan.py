@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import vimlab
 from vimlab import run as runs
 from vimlab.parallel.mesh import make_mesh
-from vimlab.plan import compiling, estimate, hlo, program, roofline
+from vimlab.plan import compiling, estimate, hlo, program, roofline, volumes
 from vimlab.plan.abstract import AbstractRun, Place, StandIns, abstract_run, portable
 from vimlab.plan.chips import Topology
 from vimlab.tasks.generator_config import GeneratorRun
@@ -22,13 +22,13 @@ GPUS = "GPUs are planned by arithmetic alone, with attention as a formula: a fus
 
 
 def make_plan(
-    config: RunConfig, where: Topology, stand_ins: StandIns, *, fast: bool = False, compiles: bool = True, sample: int | None = None
+    config: RunConfig, where: Topology, stand_ins: StandIns, *, full: bool = False, compiles: bool = True, sample: int | None = None
 ) -> Plan:
     """Plans a run.
 
     Args:
       config, where, stand_ins: the run, the chips, and what is taken for granted.
-      fast: whether the compiler was told to optimise little; for the record.
+      full: whether machine code is made too, whose size is then known.
       compiles: whether the step is compiled where that can be done; arithmetic alone otherwise.
       sample: images that are decoded at a time, to plan decoding in place of a training step; 0 is 8 for each data-parallel device.
 
@@ -44,7 +44,7 @@ def make_plan(
     run = abstract_run(config, mesh, "tpu" if where.chip.tpu else "cpu", stand_ins)
     images = None if sample is None else sample or 8 * estimate.ways(run, "data", "stage", "fsdp")
     traced = run.trace(images)
-    compiled = compiling.compile_step(traced, mesh) if compiles else None
+    compiled = compiling.compile_step(traced, mesh, full=full) if compiles else None
     module = hlo.parse(compiled.text) if compiled and compiled.text else None
 
     plan: Plan = {
@@ -64,7 +64,7 @@ def make_plan(
         plan["run"] = {"steps": run.total_steps, "examples": run.total_steps * config.batch_size}
         plan["run"]["at"] = roofline.whole_run(where, flops, run.total_steps, best)
     if compiled:
-        plan["compile"] = {"seconds": round(compiled.seconds, 1), "level": "O0" if fast else "default"}
+        plan["compile"] = {"seconds": round(compiled.seconds, 1), "full": full}
     return plan | {"versions": versions()}
 
 
@@ -87,7 +87,7 @@ def memory(run: AbstractRun, where: Topology, traced: Any, compiled: compiling.C
     found["largest_activations"] = [dataclasses.asdict(a) for a in alive[:5]]
     if compiled:
         found |= {"compiled": compiled.memory, "by": "compiler"}
-        found["fits"] = bool(compiled.memory) and compiled.memory["peak"] + found["idle"] <= budget
+        found["fits"] = bool(compiled.memory) and compiled.memory["total"] + found["idle"] <= budget
     if compiled and compiled.refusal:
         found |= {"refusal": compiled.refusal, "needs": compiling.required(compiled.refusal), "allocations": compiled.allocations}
     return found
@@ -105,7 +105,8 @@ def step(run: AbstractRun, where: Topology, traced: Any, module: hlo.Module | No
         executed, moved, sent = estimate.decoding(run, images)
         model_flops = executed
     if module:
-        moved, sent = hlo.traffic(module), hlo.collectives(module)
+        rare = estimate.rare(run)
+        moved, sent = volumes.traffic(module, rare), volumes.collectives(module, rare)
     roof = roofline.roofline(where, executed, moved, sent)
     return {
         "model_flops": model_flops,

@@ -13,7 +13,7 @@ def text(plan: dict[str, Any], config: str) -> str:
     sections = [("assumed", plan["assumed"]), ("notes", plan["notes"])]
     lines = [head, *_bullets(sections), "", *_memory(plan["memory"]), "", *_step(plan), *_pipeline(plan["pipeline"]), *_run(plan)]
     if "compile" in plan:
-        lines += ["", f"compiled in {plan['compile']['seconds']:.0f} s at level {plan['compile']['level']}"]
+        lines += ["", f"compiled in {plan['compile']['seconds']:.0f} s{'' if plan['compile']['full'] else ', up to the assignment of buffers'}"]
     return "\n".join([*lines, *_bullets([("warnings", plan["warnings"]), ("next", plan.get("advice", []))])])
 
 
@@ -39,12 +39,12 @@ def _memory(memory: dict[str, Any]) -> Iterator[str]:
     yield f"  {'activations, estimate':22}{size(memory['activations']):>12}"
     verdict, budget = "fits" if memory["fits"] else "does not fit", size(memory["budget"])
     if compiled := memory.get("compiled"):
-        rows = {"arguments": "argument", "temporaries": "temp", "program": "generated_code"}
-        yield "  of the compiler: " + ", ".join(f"{name} {size(compiled[key])}" for name, key in rows.items())
+        kinds = ("arguments", "outputs", "temporaries", "program")
+        yield "  of the compiler: " + ", ".join(f"{kind} {size(compiled[kind])}" for kind in kinds if compiled.get(kind, 0) >= 1 << 10)
         if memory["idle"] >= 1 << 10:
             yield f"  {'held, but not read':22}{size(memory['idle']):>12}"
-        yield f"  {'peak, compiler':22}{size(compiled['peak']):>12}"
-        yield f"  {'all':22}{size(compiled['peak'] + memory['idle']):>12} of {budget}: {verdict}"
+        code = "" if "program" in compiled else " (the program's code, up to some 0.3 GiB, comes on top; --full tells its size)"
+        yield f"  {'all':22}{size(compiled['total'] + memory['idle']):>12} of {budget}: {verdict}{code}"
     elif "refusal" in memory:
         yield f"  does not fit: {memory['refusal']}"
         yield from (f"    {line}" for line in memory["allocations"])
@@ -67,7 +67,7 @@ def _step(plan: dict[str, Any]) -> Iterator[str]:
     yield f"  memory traffic        {size(step['bytes'])} a chip ({by})"
     yield f"  collectives ({by}): runs, size on a chip, what a chip sends" if step["collectives"] else "  collectives           none"
     for c in step["collectives"][:8]:
-        yield f"    {c['kind']:18} of {c['group']:<5} {c['count']:>8} x {size(c['bytes']):>12} {size(c['wire']):>12}"
+        yield f"    {c['kind']:18} of {c['group']:<5} {c['count']:>8g} x {size(c['bytes']):>12} {size(c['wire']):>12}"
     times = ", ".join(f"{name} {roof[name]:.3g} s" for name in ("compute", "memory", "interconnect"))
     yield f"  roofline              {roof['seconds']:.3g} s, bound by {roof['bound']} ({times}); MFU at most {step['roofline_mfu']:.0%}"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vimlab.plan.chips import Topology
-from vimlab.plan.hlo import Collective
+from vimlab.plan.volumes import Collective
 
 EFFICIENCIES = (0.3, 0.4, 0.5)
 

@@ -100,7 +100,8 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, sentence):
     assert code == exits.USER_ERROR and sentence in error and error.count("\n") == 1
 
 
-def test_the_environment_that_libtpu_needs(monkeypatch):
+def test_the_environment_that_libtpu_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     monkeypatch.setitem(os.environ, "LIBTPU_INIT_ARGS", "--mine=1")
     compiling.prepare_environment()
     compiling.prepare_environment()
@@ -126,7 +127,8 @@ def test_what_the_compiler_says_is_read():
         "18.00G bf16[36,128,1024,2048]{3,2,1,0:T(8,128)(2,1)} jit(train_step)/backbone/scan", "4.50G f32[36,64]{1,0}"
     ]  # fmt: skip
     line = "E1126 spmd.cc:1] [SPMD] Involuntary full rematerialization. The compiler cannot go from sharding A to B"
-    assert compiling.remat_warnings(f"{line}\nelse\n{line}\n") == [line.partition("] ")[2]]
+    weighed = f"{line} for HLO operation %fake_parameter.2 = f32[8]"
+    assert compiling.remat_warnings(f"{line}\nelse\n{line}\n{weighed}\n") == [line.partition("] ")[2]]
 
 
 ASSIGNMENT = """BufferAssignment:

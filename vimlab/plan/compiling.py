@@ -1,16 +1,16 @@
 """Compiling for a topology that is not there: libtpu's environment, its devices, what the compiler says and refuses."""
 
-import contextlib
+import atexit
 import dataclasses
 import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from vimlab.plan.chips import Topology
@@ -30,7 +30,9 @@ ENVIRONMENT = {
 
 def prepare_environment() -> None:
     """Sets what libtpu and JAX read when they are first loaded; to be called before either is."""
-    os.environ.update(ENVIRONMENT)
+    logs = tempfile.mkdtemp(prefix="vimlab_plan_")  # The partitioner warns nowhere but in libtpu's log.
+    atexit.register(shutil.rmtree, logs, ignore_errors=True)
+    os.environ.update(ENVIRONMENT | {"TPU_LOG_DIR": logs})
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     if STACK.partition("=")[0] not in flags:
         os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK}".strip()
@@ -85,20 +87,18 @@ def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
     import jax
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="vimlab_plan_", ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as file:
-        with standard_error_to(file), jax.set_mesh(mesh):
+    with tempfile.TemporaryDirectory(prefix="vimlab_plan_", ignore_cleanup_errors=True) as folder:
+        with jax.set_mesh(mesh):
             compilation = Compilation(traced.lower(), pathlib.Path(folder))
-            compilation.wait(full)
-        file.seek(0)
-        log = file.read().decode(errors="replace")
+        compilation.wait(full)
         error = compilation.error
         refusal = str(error) if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) else ""
         if error and not refusal:
-            sys.stderr.write(log)
             raise error
         memory, text = ({}, "") if refusal else compilation.result()
     seconds = time.perf_counter() - start
-    return Compiled(seconds, memory, text, _sentence(refusal), allocations(refusal), remat_warnings(log))
+    logs = "".join(file.read_text(errors="replace") for file in pathlib.Path(os.environ["TPU_LOG_DIR"]).glob("*.WARNING.*"))
+    return Compiled(seconds, memory, text, _sentence(refusal), allocations(refusal), remat_warnings(logs))
 
 
 class Compilation:
@@ -138,6 +138,7 @@ def leave(code: int) -> int:
     if any(thread.is_alive() for thread in Compilation.started):
         sys.stdout.flush()
         sys.stderr.flush()
+        shutil.rmtree(os.environ["TPU_LOG_DIR"], ignore_errors=True)
         os._exit(code)
     return code
 
@@ -152,22 +153,12 @@ def assigned(text: str) -> dict[str, int]:
     return found
 
 
-@contextlib.contextmanager
-def standard_error_to(file: Any) -> Iterator[None]:
-    """Sends what C++ code writes to the process's standard error to a file."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def remat_warnings(log: str) -> list[str]:
-    """The partitioner's lines about arrays that it makes whole on every device to lay them out anew, each once."""
-    lines = [line for line in log.splitlines() if re.search(r"[Ii]nvoluntary full rematerialization", line)]
+    """The partitioner's lines about arrays that it makes whole on every device to lay them out anew, each once.
+
+    Those about a `fake_parameter` are of layouts that it only weighs.
+    """
+    lines = [line for line in log.splitlines() if re.search(r"[Ii]nvoluntary full rematerialization", line) and "%fake_parameter" not in line]
     return list(dict.fromkeys(re.sub(r"^.*?(?=\[?[\w ]*\]? ?[Ii]nvoluntary)", "", line)[:400] for line in lines))
 
 

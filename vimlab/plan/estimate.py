@@ -31,12 +31,10 @@ def _share(x: Any) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * itemsize
 
 
-def state_arrays(run: AbstractRun) -> dict[str, Any]:
-    """What a step is given, by name."""
-    return {
-        "parameters": run.state.params, "optimizer": run.state.opt_state, "average": run.state.ema, "statistics": run.state.extra,
-        "frozen": run.frozen, "batch": run.batch,
-    }  # fmt: skip
+def given(run: AbstractRun, images: int | None = None) -> dict[str, Any]:
+    """What a training step is given, by name, or the decoding of some images."""
+    weights = {"parameters": run.state.params, "average": run.state.ema, "frozen": run.frozen}
+    return weights if images else weights | {"optimizer": run.state.opt_state, "statistics": run.state.extra, "batch": run.batch}
 
 
 def _axes(x: Any) -> list[str]:
@@ -44,19 +42,19 @@ def _axes(x: Any) -> list[str]:
     return [a for entry in x.sharding.spec if entry for a in ((entry,) if isinstance(entry, str) else entry)]
 
 
-def largest(run: AbstractRun, count: int = 5) -> list[dict[str, Any]]:
+def largest(run: AbstractRun, images: int | None = None, count: int = 5) -> list[dict[str, Any]]:
     """The arrays that take the most of a device's memory before the step begins, and how each is split."""
     found = []
-    for kind, tree in state_arrays(run).items():
+    for kind, tree in given(run, images).items():
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             parts = math.prod(x.shape) // max(math.prod(x.sharding.shard_shape(x.shape)), 1)
             found.append({"name": kind + name(path), "bytes": _share(x), "shape": list(x.shape), "dtype": str(x.dtype), "parts": parts})
     return sorted(found, key=lambda f: -f["bytes"])[:count]
 
 
-def replicated(run: AbstractRun, floor: int = 64 << 20) -> list[dict[str, Any]]:
+def replicated(run: AbstractRun, images: int | None = None, floor: int = 64 << 20) -> list[dict[str, Any]]:
     """Large arrays of the state and of what is frozen that every device holds whole, where there are several devices."""
-    whole = [a for a in largest(run, 1000) if a["parts"] == 1 and a["bytes"] >= floor and not a["name"].startswith("batch")]
+    whole = [a for a in largest(run, images, count=1000) if a["parts"] == 1 and a["bytes"] >= floor and not a["name"].startswith("batch")]
     return whole if run.mesh.size > 1 else []
 
 

@@ -57,7 +57,7 @@ def make_plan(
         "memory": memory(run, where, traced, compiled, images),
         "step": step(run, where, traced, module, images),
         "pipeline": stages(run),
-        "warnings": warnings(run, compiled, module),
+        "warnings": warnings(run, compiled, module, images),
     }
     if images is None:
         flops, best = plan["step"]["model_flops"], plan["step"]["roofline"]["seconds"]
@@ -76,14 +76,13 @@ def plan_mesh(config: RunConfig, where: Topology, *, compiles: bool) -> Mesh:
 
 def memory(run: AbstractRun, where: Topology, traced: Any, compiled: compiling.Compiled | None, images: int | None = None) -> dict[str, Any]:
     """A chip's share of everything in bytes, and whether it fits: by the compiler's word, or else by the estimate."""
-    kinds = ("parameters", "optimizer", "average", "statistics", "frozen", "batch") if images is None else ("parameters", "average", "frozen")
-    given = {kind: estimate.share(tree) for kind, tree in estimate.state_arrays(run).items() if kind in kinds}
+    given = {kind: estimate.share(tree) for kind, tree in estimate.given(run, images).items()}
     alive = program.peak(traced.jaxpr.jaxpr, estimate.split(run))
     activations, budget = sum(a.bytes for a in alive), where.chip.memory
     total = sum(given.values()) + activations
     found: dict[str, Any] = {"budget": budget, "given": given, "activations": activations, "estimate": total, "fits": total <= budget, "by": "estimate"}
     found["idle"] = estimate.idle(traced.jaxpr.jaxpr, run.arguments(images))
-    found["largest_given"] = estimate.largest(run)
+    found["largest_given"] = estimate.largest(run, images)
     found["largest_activations"] = [dataclasses.asdict(a) for a in alive[:5]]
     if compiled:
         found |= {"compiled": compiled.memory, "by": "compiler"}
@@ -130,10 +129,10 @@ def stages(run: AbstractRun) -> dict[str, Any]:
     return found
 
 
-def warnings(run: AbstractRun, compiled: compiling.Compiled | None, module: hlo.Module | None) -> list[str]:
+def warnings(run: AbstractRun, compiled: compiling.Compiled | None, module: hlo.Module | None, images: int | None) -> list[str]:
     """What should be looked at before many chips are taken."""
     found = [f"the compiler makes an array whole on every device to lay it out anew: {line}" for line in (compiled.warnings if compiled else [])]
-    if whole := estimate.replicated(run):
+    if whole := estimate.replicated(run, images):
         size, named = sum(a["bytes"] for a in whole), ", ".join(f"{a['name']} ({a['bytes'] / (1 << 30):.2f} GiB)" for a in whole[:3])
         found.append(f"every chip holds {size / (1 << 30):.1f} GiB of large arrays whole, the largest {named}; --mesh fsdp=… would split them")
     if module and (count := hlo.unknown_loops(module)):

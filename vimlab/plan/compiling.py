@@ -63,7 +63,7 @@ class Compiled:
         of a full compilation), and `total`; empty where the program does not fit.
       text: the program (HLO); empty likewise.
       refusal: the compiler's sentence, where it does not fit.
-      allocations: the largest buffers that it lists, likewise.
+      largest: buffers; see `largest`.
       warnings: of its partitioner.
     """
 
@@ -71,7 +71,7 @@ class Compiled:
     memory: dict[str, int]
     text: str
     refusal: str
-    allocations: list[str]
+    largest: list[str]
     warnings: list[str]
 
 
@@ -96,9 +96,10 @@ def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
         if error and not refusal:
             raise error
         memory, text = ({}, "") if refusal else compilation.result()
+        reports = [file.read_text() for file in pathlib.Path(folder).glob("*-memory-usage-report.txt")]
     seconds = time.perf_counter() - start
     logs = "".join(file.read_text(errors="replace") for file in pathlib.Path(os.environ["TPU_LOG_DIR"]).glob("*.WARNING.*"))
-    return Compiled(seconds, memory, text, _sentence(refusal), allocations(refusal), remat_warnings(logs))
+    return Compiled(seconds, memory, text, _sentence(refusal), largest("".join(reports)), remat_warnings(logs))
 
 
 class Compilation:
@@ -162,14 +163,14 @@ def remat_warnings(log: str) -> list[str]:
     return list(dict.fromkeys(re.sub(r"^.*?(?=\[?[\w ]*\]? ?[Ii]nvoluntary)", "", line)[:400] for line in lines))
 
 
-def allocations(refusal: str, count: int = 8) -> list[str]:
-    """`size: shape (operation)` of the largest allocations that a refusal lists, where it does."""
+def largest(report: str, count: int = 8) -> list[str]:
+    """`size shapes` of the buffers in main memory that are the largest at the worst moment; a buffer may hold several arrays in turn."""
     found = []
-    for part in re.split(r"\n\s*\d+\. Size: ", refusal)[1 : count + 1]:
-        size = part.split("\n", 1)[0].strip()
-        shape = re.search(r"Shape: (\S+)", part)
-        operation = re.search(r'op_name="([^"]*)"', part)
-        found.append(" ".join(filter(None, (size, shape and shape[1], operation and operation[1]))))
+    for row in report.partition("------\n")[2].partition("\n\n")[0].splitlines()[:count]:
+        _, size, *_, shapes = (cell.strip() for cell in row.split(";"))
+        number, unit = re.fullmatch(r"([\d.]+)(.*)", size).groups()
+        arrays = re.findall(r"[a-z]\w*\[[\d,]*\]", shapes)
+        found.append(f"{float(number):.2f} {unit} {', '.join(arrays[:3])}")
     return found
 
 

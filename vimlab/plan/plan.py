@@ -85,10 +85,10 @@ def memory(run: AbstractRun, where: Topology, traced: Any, compiled: compiling.C
     found["largest_given"] = estimate.largest(run, images)
     found["largest_activations"] = [dataclasses.asdict(a) for a in alive[:5]]
     if compiled:
-        found |= {"compiled": compiled.memory, "by": "compiler"}
+        found |= {"compiled": compiled.memory, "by": "compiler", "largest_compiled": compiled.largest}
         found["fits"] = bool(compiled.memory) and compiled.memory["total"] + found["idle"] <= budget
     if compiled and compiled.refusal:
-        found |= {"refusal": compiled.refusal, "needs": compiling.required(compiled.refusal), "allocations": compiled.allocations}
+        found |= {"refusal": compiled.refusal, "needs": compiling.required(compiled.refusal)}
     return found
 
 

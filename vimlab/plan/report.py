@@ -47,13 +47,17 @@ def _memory(memory: dict[str, Any]) -> Iterator[str]:
         yield f"  {'all':22}{size(compiled['total'] + memory['idle']):>12} of {budget}: {verdict}{code}"
     elif "refusal" in memory:
         yield f"  does not fit: {memory['refusal']}"
-        yield from (f"    {line}" for line in memory["allocations"])
     else:
         yield f"  {'all, estimate':22}{size(memory['estimate']):>12} of {budget}: {verdict} by the estimate"
     yield "  largest before the step:"
     for a in memory["largest_given"]:
         yield f"  {size(a['bytes']):>12}  {a['dtype']}{a['shape']} in {a['parts']} parts  {a['name']}"
-    yield "  largest within it, estimate:"
+    if memory.get("largest_compiled"):
+        yield "  largest at its worst moment, padded to the chip's tiles (compiler):"
+    for line in memory.get("largest_compiled", [])[:5]:
+        number, unit, shapes = line.split(" ", 2)
+        yield f"  {number:>8} {unit}  {shapes}"
+    yield "  largest at its worst moment, with what makes them (estimate):"
     for a in memory["largest_activations"]:
         yield f"  {size(a['bytes']):>12}  {a['dtype']}{list(a['shape'])}  {a['name']}"
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -11,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vimlab import safetensors_io, torch_io
 from vimlab.losses import perceptual
+from vimlab.parallel.mesh import MeshConfig, make_mesh
+from vimlab.parallel.rules import batch_sharding
 
 ANSWER = pathlib.Path(__file__).parent / "lpips_answer.npz"
 CONVOLUTIONS = [i for stage in perceptual.STAGES for i in stage]
@@ -90,6 +94,22 @@ def test_no_gradient_flows_to_the_target(drawn, weights):
         images[:, :32, :32], weights, reconstructions[:, :32, :32]
     )
     assert not gradient.any()
+
+
+def test_a_mesh_gives_the_same_distance_and_gradient(weights):
+    """`tensor` splits the batch too, for kernels are small."""
+    a, b = (jnp.float32(np.random.default_rng(seed).uniform(size=(8, 16, 16, 3))) for seed in (1, 2))
+    slope = lambda w, a, b: jax.value_and_grad(lambda b: perceptual.lpips(w, a, b).sum())(b)
+    expected = jax.jit(slope)(weights, a, b)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        rows = batch_sharding(mesh)
+        given = jax.device_put((weights, a, b), (NamedSharding(mesh, PartitionSpec()), rows, rows))
+        split = jax.jit(slope).lower(*given).compile()
+        found = split(*given)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-5 * np.abs(expected[1]).max())
+    assert re.search(r"f32\[1,16,16,64\]\S* (convolution|custom-call)", split.as_text()), "each of eight devices has one picture"
 
 
 def test_bf16_is_near_f32(drawn, weights):

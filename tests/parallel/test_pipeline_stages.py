@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from vimlab import config as configs
 from vimlab import run as runs
+from vimlab.checkpoint import Checkpointer
 from vimlab.config import ConfigError
 from vimlab.data.sources import open_source
 from vimlab.nn.masks import Mask, causal
@@ -185,8 +186,11 @@ def make_task(monkeypatch, **mesh) -> GeneratorTask:
     return GeneratorTask(config, 100, lambda d: d.steps(16, None, 100), jnp.float32, open_source("shapes:train?size=16&count=64").info)
 
 
-def test_a_training_step_with_stages_is_the_step_without(monkeypatch):
-    """From pixels, with text: encoding, embedding and softmax on the stages' devices as data parallelism; then two steps' parameters."""
+def test_a_training_step_with_stages_is_the_step_without(monkeypatch, tmp_path):
+    """From pixels, with text: encoding, embedding and softmax on the stages' devices as data parallelism; then two steps' parameters.
+
+    What was saved with stages goes on without them.
+    """
     rng = np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.integers(0, 256, (16, 8, 8, 3)), jnp.uint8), "label": jnp.zeros(16, jnp.int32)}
     batch["text"] = jnp.asarray(np.where(np.arange(12) < 1 + np.arange(16)[:, None] % 12, rng.integers(3, 200, (16, 12)), 0), jnp.int32)
@@ -200,16 +204,25 @@ def test_a_training_step_with_stages_is_the_step_without(monkeypatch):
         for _ in range(2):
             state, metrics = step(state, task.frozen, data, ROOT)
             losses.append(float(metrics["loss"][0]))
-        return losses, jax.device_get(state.params)
+        return losses, state, step
 
-    expected = two(make_task(monkeypatch))
+    task = make_task(monkeypatch)
+    expected, state, step = two(task)
     config = dict(stage=2, data=2, fsdp=1, tensor=2, microbatches=4, rounds=2)
     mesh = make_mesh(MeshConfig(**config))
-    with jax.set_mesh(mesh):
-        found = two(make_task(monkeypatch, **config), mesh)
-    near(found[0], expected[0])
-    near(found[1], expected[1], 2e-3)  # Adam divides by roots of tiny squares.
-    assert expected[0][1] < expected[0][0]
+    with jax.set_mesh(mesh), Checkpointer(tmp_path) as checkpointer:
+        found, staged, _ = two(make_task(monkeypatch, **config), mesh)
+        checkpointer.save(2, staged, {}, wait=True)
+    near(found, expected)
+    near(jax.device_get(staged.params), jax.device_get(state.params), 2e-3)  # Adam divides by roots of tiny squares.
+    assert expected[1] < expected[0]
+
+    with Checkpointer(tmp_path) as checkpointer:
+        alone = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        _, resumed, _ = checkpointer.restore(alone)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((jax.device_get(a) == jax.device_get(b)).all()), resumed, staged))
+    third = [float(step(s, task.frozen, batch, ROOT)[1]["loss"][0]) for s in (resumed, state)]
+    assert third[0] == pytest.approx(third[1], rel=1e-3) and third[1] < expected[1]
 
 
 # ---- refusals ----

@@ -150,6 +150,30 @@ def test_of_a_stack_of_layers_only_one_is_moved():
     assert volumes.traffic(hlo.parse(SLICED)) == 2 * 128 * 4 + 4
 
 
+FETCHED = """HloModule m
+%fetch (p: bf16[16,128]) -> bf16[4,128] {
+  %p = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %s = bf16[4,128]{1,0:T(8,128)(2,1)S(1)} slice(%p), slice={[4:8], [0:128]}
+}
+ENTRY %main (p: bf16[16,128], x: bf16[8,128]) -> bf16[16,128] {
+  %p = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)S(6)} constant(4)
+  %slice-start = ((bf16[16,128]{1,0:T(8,128)(2,1)}), bf16[4,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) async-start(%p), calls=%fetch
+  %near = bf16[4,128]{1,0:T(8,128)(2,1)S(1)} async-done(%slice-start)
+  %copy-start = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
+  %copy = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %sum = bf16[4,128]{1,0:T(8,128)(2,1)S(1)} custom-call(%near, %copy), custom_call_target="both"
+  ROOT %out = bf16[16,128]{1,0:T(8,128)(2,1)} dynamic-update-slice(%p, %sum, %i, %i)
+}
+"""
+
+
+def test_what_is_fetched_ahead_is_read_once():
+    """Four rows and eight in, by transfers that go on beside the work; four rows out; the rest happens in vector memory."""
+    assert volumes.traffic(hlo.parse(FETCHED)) == (4 + 8 + 4) * 128 * 2
+
+
 RARE = """HloModule m
 %product (p: f32[8,8]) -> f32[8,8] {
   %p = f32[8,8]{1,0} parameter(0)

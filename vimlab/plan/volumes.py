@@ -11,7 +11,7 @@ from vimlab.plan.hlo import Instruction, Module, arrays, runs, size
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 # Names of other arrays, or what costs no memory traffic of its own.
 FREE = {
-    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "async-update", "async-done", "after-all",
+    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "async-start", "async-update", "async-done", "after-all",
     "partition-id", "replica-id", "opt-barrier", "copy-done", "iota",
 }  # fmt: skip
 SLICES = {"dynamic-slice", "slice", "gather"}
@@ -102,16 +102,20 @@ def traffic(module: Module, rare: float = 1.0) -> float:
 def _moved(module: Module, computation: dict[str, Instruction], instruction: Instruction) -> float:
     if instruction.opcode.endswith("-done"):
         return 0.0
-    result = sum(b for b, main in arrays(instruction.shape) if main)
-    operands = [computation[name] for name in instruction.operands if name in computation]
-    given = [sum(b for b, main in arrays(o.shape) if main) for o in operands]
+    main = lambda shape: sum(b for b, there in arrays(shape) if there)
+    result = main(instruction.shape)
+    operands = [computation[name].shape for name in instruction.operands if name in computation]
+    given = [main(shape) for shape in operands]
     if instruction.opcode in SLICES:
-        return 2 * result
+        return result + (size(instruction.shape) if any(given[:1]) else 0)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * sum(given[1:])
+        update = 1 if instruction.opcode == "dynamic-update-slice" else 2  # The operand that is written.
+        return sum(given[1:]) + (size(operands[update]) if given[0] else 0)
     if instruction.opcode == "fusion":
         name = instruction.called("calls")[0]
         return max(result - _kept(module, name), 0) + sum(_read(module, name, n, whole) for n, whole in enumerate(given))
+    if instruction.opcode.endswith("-start"):
+        return max(result - sum(given), 0) + sum(given)  # Its result names its operands again.
     return result + sum(given)
 
 

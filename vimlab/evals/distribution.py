@@ -46,7 +46,6 @@ class Generated(Drawing):
     protocol: str | None = None
     plan: protocols.Plan | None = None
     guidance: float = 1.0
-    rows_per_device: int = 32
     extractor: ExtractorConfig = Inception()
     pictures: str | None = None
 

@@ -11,7 +11,7 @@ from vimlab.config import ConfigError, Duration
 from vimlab.evals.evaluator import Subject, condition_of, to_host
 from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
-from vimlab.sampling.sampler import GROUP, Drawn, Sampler
+from vimlab.sampling.sampler import Drawn, Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Drawing:
     top_p: float = 1.0
     schedule: Schedule = "constant"
     seed: int = 0
-    rows_per_device: int = GROUP
+    rows_per_device: int = 32
 
     def __post_init__(self):
         if self.count is not None and self.count < 1:

@@ -7,6 +7,7 @@ import json
 import re
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Model:
         self.drawn, self.batches, self.dies_after = [], set(), np.inf
         self.trained = object.__new__(Trained)
         predict = {"sample": self.sample, "complete": self.sample, "decode": self.decode}
-        self.trained.__dict__.update(workdir=workdir, config=config, task=task, mesh=make_mesh(MeshConfig()), step=7, predict=predict)
+        self.trained.__dict__.update(workdir=workdir, config=config, task=task, mesh=make_mesh(MeshConfig(), jax.devices()[:1]), step=7, predict=predict)
 
     def sample(self, condition, seeds, knobs):
         if len(self.drawn) >= self.dies_after:
@@ -105,10 +106,12 @@ def test_a_picture_is_its_prompts_and_its_seeds_whatever_the_batch(capsys, model
     assert said.startswith(f"10 pictures of 5 prompts in {tmp_path / 'a'}; prompts.json says how")
     files = tree(tmp_path / "a")
     assert sorted(files) == sorted(["prompts.json", *(f"{row:05d}_{n:02d}.png" for row in range(5) for n in range(2))])
+    assert model.batches == {8}, "filled up"
     assert shown(tmp_path / "a/00002_01.png") == [colour("a lamp", 5 + 2 * 2 + 1)]
     record = json.loads(files["prompts.json"])
     assert record["images"][2]["seeds"] == [9, 10] and record["request"]["step"] == 7 and record["protocol"]["seed"] == 5
     run(capsys, *flat, "--out", tmp_path / "b", "--batch", 64)
+    assert model.batches == {8, 64}
     run(capsys, *flat, "--out", tmp_path / "c", "--limit", 2)
     assert {k: v for k, v in tree(tmp_path / "b").items() if k != "prompts.json"} == {k: v for k, v in files.items() if k != "prompts.json"}
     some = {k: v for k, v in tree(tmp_path / "c").items() if k != "prompts.json"}

@@ -49,7 +49,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--best", default="", metavar="FIGURE", help="EVALUATOR/FIGURE that --step best goes by, -EVALUATOR/FIGURE where less "
                         f"is better (for tokenizers {BEST['tokenizer']}, for generators {BEST['generator']})")
     parser.add_argument("--watch", action="store_true", help="evaluate each checkpoint as it appears, until that of the last step")
-    parser.add_argument("--batch-size", default=None, type=int, help="pictures drawn at a time (as many as training reads)")
     multihost.add_flags(parser)
     args = parser.parse_args(argv)
     with multihost.joined(args):
@@ -74,7 +73,7 @@ def _evaluate(run: Run, checkpoints: Checkpointer, step: int | None, names: Sequ
     state, meta = runs.restore_weights(checkpoints, run.task, run.shardings, step)
     runs.check_identity(run.task, meta, args.workdir)
     logging.info("evaluating step %d on %d images", state.step, len(run.eval_source or ()))
-    subject = run.subject(state, state.step, args.batch_size)
+    subject = run.subject(state, state.step)
     figures = evaluate(run.config.evals.named(names or suited(subject)), subject, args.workdir)
     if jax.process_index() == 0:
         width = max(map(len, figures))

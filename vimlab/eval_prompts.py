@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import pathlib
 import shlex
 import sys
@@ -23,7 +22,6 @@ from vimlab.evals.prompt_folders import LAYOUTS, RECORD, Entry, check_layout, fi
 from vimlab.parallel import exchange, multihost
 from vimlab.sample import CONDITIONS, KNOBS, add_knobs, check_knobs, environment, knobs_of, model_request, sampler_of
 from vimlab.sampling.album import claim
-from vimlab.sampling.sampler import GROUP
 from vimlab.trained import Trained, open_trained
 
 # What to run next, in the repository of each benchmark.
@@ -104,7 +102,7 @@ def protocol_of(
     protocol = {
         "data": args.file.name, "fingerprint": request["prompts"], "split": f"{some} prompts", "crop": "none", "size": trained.task.image_size,
         "dtype": request["dtype"], "parameters": "average" if trained.config.ema else "trained", "identity": trained.task.identity,
-        "sampler": {name: request[name] for name in KNOBS}, "pictures_per_prompt": args.num, "seed": args.seed,
+        "sampler": {name: request[name] for name in (*KNOBS, "rows_per_device")}, "pictures_per_prompt": args.num, "seed": args.seed,
         "seeds": "seed + row of the prompt * pictures_per_prompt + picture",
         "too_long_left_out": left_out, "too_long_cut": sum(bool(e.read) for e in entries),
         "command": shlex.join(["vimlab", *sys.argv[1:]]),
@@ -132,11 +130,11 @@ def draw_missing(args: argparse.Namespace, trained: Trained, entries: Sequence[E
     todo = [job for job, absent in zip(jobs, missing, strict=True) if absent]
     progress = Progress(len(jobs) * shares, args.quiet or jax.process_index() > 0)
     progress.skip((len(jobs) - len(todo)) * shares)
-    if todo:
-        sampler, knobs = sampler_of(trained, args.batch, len(todo) * shares), knobs_of(args, trained)
-    # What is drawn before it is written: whole batches of whole files, and no less than what is decoded at a time.
-    count = math.lcm(args.batch, shares)
-    step = count * -(-GROUP // count) // shares
+    if not todo:  # Then no weights need be read.
+        progress.close()
+        return len(jobs) * shares
+    sampler, knobs = sampler_of(args, trained), knobs_of(args, trained)
+    step = sampler.size // shares  # Files that are drawn before they are written; a call holds whole ones.
     for first in range(0, len(todo), step):
         part = todo[first : first + step]
         conditions = np.stack([trained.task.text.encode(entry.prompt.text) for entry, _, _ in part]).repeat(shares, 0)

@@ -169,13 +169,12 @@ class Run:
         bind = lambda fn: lambda state, *args: fn(state, self.frozen, *args)
         return {name: bind(jax.jit(fn)) for name, fn in self.task.predict_fns().items()}
 
-    def subject(self, state: Any, step: int, batch_size: int | None = None) -> Subject:
-        """The state as evaluators look at it, which draw about `batch_size` pictures at a time, by default as many as training reads. Raises ConfigError where the config names no evaluation data."""
+    def subject(self, state: Any, step: int) -> Subject:
+        """The state as evaluators look at it. Raises ConfigError where the config names no evaluation data."""
         if self.eval_source is None:
             raise ConfigError("there is nothing to evaluate on: set config.data.eval to a data source, or config.data.holdout "
                               "to a number of images to keep out of training")
         ways = batch_ways(self.mesh)
-        batch_size = -(-(batch_size or self.config.batch_size) // ways) * ways  # Whole rows on every device.
         # Each device always looks at as many rows at a time: sums depend on the shape in their last bits, and with them, now and then, a code.
         rows = GROUP * ways
 
@@ -200,7 +199,7 @@ class Run:
         }
         told = {"condition": self.config.model.condition.NAME, "guided": self.task.guided} if isinstance(self.config, GeneratorRun) else {}
         return Subject(state=state, predict_fns=self.predict_fns, batches=self._passes(self.eval_source, rows), spec=self.task.spec,
-                       protocol=protocol, step=step, source=self.eval_source, ways=ways, batch=batch_size, training=training, **told)
+                       protocol=protocol, step=step, source=self.eval_source, ways=ways, training=training, **told)
 
     def _passes(self, source: Source, batch_size: int) -> Callable[[], Iterator[dict[str, jax.Array]]]:
         """Starts passes over a source under evaluation's crop, in global batches."""

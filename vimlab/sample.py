@@ -28,7 +28,7 @@ from vimlab.sampling.album import GRID, RECORD, Album
 from vimlab.sampling.decode import Knobs, knobs
 from vimlab.sampling.guidance import Schedule
 from vimlab.sampling.rerank import RANKINGS, best, image_text, likelihood
-from vimlab.sampling.sampler import Drawn, Sampler, in_groups
+from vimlab.sampling.sampler import GROUP, Drawn, Sampler, in_groups
 from vimlab.scoring.scorers import SCORERS, ImageTextScorer
 from vimlab.trained import Trained, open_trained
 
@@ -62,7 +62,7 @@ def _sample(args: argparse.Namespace) -> int:
         drawn = draw(args, trained, np.repeat(conditions, args.num, 0), image)
         seconds, scores, kept = time.monotonic() - start, None, np.arange(total).reshape(-1, args.num)
         if args.rerank:
-            rank = image_text(scorer) if scorer else likelihood(trained.predict)
+            rank = image_text(scorer) if scorer else likelihood(trained.predict, trained.ways)
             scores = rank(drawn.images, drawn.ids, np.repeat(conditions, args.num, 0), np.repeat(names, args.num).tolist())
             kept = best(scores, args.num, args.keep or args.num)
     if jax.process_index() == 0:
@@ -141,7 +141,7 @@ def model_request(args: argparse.Namespace, trained: Trained) -> dict[str, Any]:
     return {
         "workdir": str(paths.resolved(trained.workdir)), "step": trained.step, "dtype": jnp.dtype(runs.dtype_of(trained.config.precision)).name,
         **trained.task.identity, "condition": trained.config.model.condition.NAME, "seed": args.seed,
-        **{name: getattr(args, name) for name in KNOBS},
+        **{name: getattr(args, name) for name in KNOBS}, "rows_per_device": rows_of(args),
     }  # fmt: skip
 
 
@@ -151,21 +151,26 @@ def draw(args: argparse.Namespace, trained: Trained, conditions: np.ndarray, ima
     given = keep = None
     if image is not None:
         image = trained.config.data.eval_crop(image, trained.task.image_size)[None].astype(np.float32) / 255
-        ids = in_groups(lambda images: predict["encode"](images).ids, image)[0, :, 0]
+        ids = in_groups(lambda images: predict["encode"](images).ids, image, ways=trained.ways)[0, :, 0]
         keep = np.arange(spec.length) < args.keep_rows * spec.grid[1]
         given, keep = (np.broadcast_to(x, (total, spec.length)) for x in (ids, keep))
     progress = Progress(total, args.quiet or jax.process_index() > 0)
-    drawn = sampler_of(trained, args.batch, total).draw(
+    drawn = sampler_of(args, trained).draw(
         conditions, args.seed + np.arange(total), knobs_of(args, trained), given, keep, progress.add
     )
     progress.close()
     return drawn
 
 
-def sampler_of(trained: Trained, batch: int, total: int) -> Sampler:
-    """Draws about `batch` images at a time: no more than `total`, but whole rows on every device."""
-    predict, devices = trained.predict, trained.mesh.size
-    return Sampler(predict["sample"], predict["decode"], -(-min(batch, total) // devices) * devices, predict["complete"])
+def sampler_of(args: argparse.Namespace, trained: Trained) -> Sampler:
+    """Draws on all devices, `rows_of(args)` images on each at a time."""
+    predict = trained.predict
+    return Sampler(predict["sample"], predict["decode"], predict["complete"], rows=rows_of(args), ways=trained.ways)
+
+
+def rows_of(args: argparse.Namespace) -> int:
+    """Rows that each device draws at a time, however few are wanted: --batch in whole groups, so that small ones give the very same images."""
+    return -(-args.batch // GROUP) * GROUP
 
 
 def knobs_of(args: argparse.Namespace, trained: Trained) -> Knobs:
@@ -174,10 +179,10 @@ def knobs_of(args: argparse.Namespace, trained: Trained) -> Knobs:
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """What made the images and changes none, or none but in the last bits."""
+    """What made the images and changes none, or none but by the last bits of its sums."""
     versions = {"vimlab": vimlab.__version__} | {p: importlib.metadata.version(p) for p in runs.PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return versions | {"devices": devices, "batch": args.batch, "command": shlex.join(["vimlab", *sys.argv[1:]])}
+    return versions | {"devices": devices, "command": shlex.join(["vimlab", *sys.argv[1:]])}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -235,7 +240,8 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     """The flags of every command that draws: how many images, by which seeds, and how."""
     parser.add_argument("--num", type=int, default=4, help="images of each prompt or class (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image (0)")
-    parser.add_argument("--batch", type=int, default=16, help="images at a time (16); changes no image")
+    parser.add_argument("--batch", type=int, default=GROUP, help=f"images that each device draws at a time, in whole {GROUP}s ({GROUP}): more are "
+                        "faster on accelerators, and may change an image now and then by the last bits of sums")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 likelier tokens, at 0 always the likeliest (1)")
     parser.add_argument("--top-k", type=int, default=0, help="draw among this many likeliest tokens; 0 is all (0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share; 1 is all (1)")

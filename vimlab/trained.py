@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vimlab.checkpoint import Checkpointer, CheckpointError
 from vimlab.config import ConfigError
 from vimlab.parallel.mesh import MeshConfig, make_mesh
+from vimlab.parallel.rules import batch_ways
 from vimlab.paths import Path
 from vimlab.run import check_identity, dtype_of, info_of, read_config, restore_weights
 from vimlab.tasks.generator_config import GeneratorRun
@@ -34,6 +35,11 @@ class Trained:
     task: GeneratorTask
     mesh: Mesh
     step: int
+
+    @property
+    def ways(self) -> int:
+        """Data-parallel devices."""
+        return batch_ways(self.mesh)
 
     @functools.cached_property
     def predict(self) -> dict[str, Callable[..., Any]]:

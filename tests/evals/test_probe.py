@@ -18,7 +18,7 @@ from vimlab import run as runs
 from vimlab.config import ConfigError
 from vimlab.data.base import SourceInfo
 from vimlab.evals import evaluate, logistic
-from vimlab.evals.probe import DECAYS, Probe, probe
+from vimlab.evals.probe import DECAYS, Probe, fit, predict
 from vimlab.evals.report import write_report
 from vimlab.pretrained import Pretrained
 from vimlab.tokenizers.quantizers import VectorQuantizerConfig
@@ -63,16 +63,29 @@ def apart():
     return blobs(100, 30.0), blobs(80, 30.0), np.arange(100) % 10 == 3
 
 
+def probe(train, test, held):
+    """Accuracy on held-out and on other examples, and the weight decay."""
+    fitted = fit(*train, held, 3, 6)
+    return fitted.held_out, (predict([fitted], test[0][:, None])[:, 0] == test[1]).mean(), fitted.weight_decay
+
+
 def test_a_separable_problem_is_solved(apart):
-    assert probe(*apart, 3, 6)[:2] == (1, 1)
+    assert probe(*apart)[:2] == (1, 1)
+
+
+def test_layers_are_predicted_each_by_its_own(apart):
+    (x, labels), (y, _), held = apart
+    layers = [fit(x, labels, held, 3, 6), fit(-x, (labels + 1) % 3, held, 3, 6)]
+    both = predict(layers, np.stack([y, -y], 1))
+    np.testing.assert_array_equal(both[:, 1], (both[:, 0] + 1) % 3)
 
 
 def test_scale_and_place_of_features_do_not_matter(apart):
     near, test, held = blobs(100, 1.0), blobs(80, 1.0), apart[2]
-    expected = probe(near, test, held, 3, 6)
-    assert 0.5 < expected.accuracy < 0.9 and expected.weight_decay in DECAYS
+    expected = probe(near, test, held)
+    assert 0.5 < expected[1] < 0.9 and expected[2] in DECAYS
     moved = lambda data: (np.c_[1000 * data[0] + 300, np.full(len(data[0]), 7)].astype(np.float32), data[1])
-    assert probe(moved(near), moved(test), held, 3, 6) == pytest.approx(expected)
+    assert probe(moved(near), moved(test), held) == pytest.approx(expected)
 
 
 # ---- the evaluator ----
@@ -161,6 +174,7 @@ def test_what_is_missing_is_said():
         (dict(training=None), "training set, which is not at hand"),
         (dict(predict_fns={}), "cannot 'features'"),
         (dict(train=(TRAIN[0][:19], TRAIN[1][:19])), "found 19 pictures with a class in 'pets, train'"),
+        (dict(test=(TEST[0][:9], np.full(9, -1, np.int32))), "no picture with a class in 'shapes:test'"),
     ]:
         with pytest.raises(ConfigError, match=words):
             Probe().run(subject(**changes))
@@ -194,7 +208,7 @@ def test_end_to_end_on_a_shrunk_config(tmp_path):
     run = runs.Run(config, training=False)
     with jax.set_mesh(run.mesh):
         state = jax.jit(run.task.init, out_shardings=run.shardings)(run.root)
-        subject = run.subject(state, 0, 64)
+        subject = run.subject(state, 0)
         info, batches = subject.training(160)
         indices = np.concatenate([np.asarray(b["index"])[np.asarray(b["mask"]) > 0] for b in batches])
         evaluators = config.evals.named(["probe", "token_language"])

@@ -7,6 +7,7 @@ import pytest
 from vimlab import pictures
 from vimlab.config import ConfigError
 from vimlab.evals.samples import Samples
+from vimlab.sampling.sampler import GROUP
 
 RECORDS = made_up.shapes(12)
 IMAGES = np.stack([r["image"] for r in RECORDS])
@@ -24,7 +25,7 @@ def test_the_first_distinct_captions_beside_their_real_pictures():
     artist = painter()
     result = Samples(count=5, seed=30).run(made_up.subject(NAMED, artist.functions()))
     (rows, seeds, _), = artist.calls
-    assert rows == 5 and seeds == [30, 31, 32, 33, 34], "no more rows than pictures, each with its own seed"
+    assert rows == GROUP and seeds == [30, 31, 32, 33, 34, 34, 34, 34], "each with its own seed, and filled up"
     expected = pictures.captioned(IMAGES[[11] * 5], ["one", "two", "three", "four", "five"], beside=IMAGES[FIRST])
     np.testing.assert_array_equal(result.pictures["samples"], expected)
     assert result.protocol["count"] == 5 and result.protocol["seed"] == 30 and result.protocol["condition"] == "text"
@@ -47,13 +48,12 @@ def test_batches_change_nothing():
         np.testing.assert_array_equal(other.pictures["samples"], reference.pictures["samples"])
 
 
-def test_rows_are_a_multiple_of_the_devices():
-    artist = painter()
-    result = Samples(count=5).run(made_up.subject(NAMED, artist.functions(), size=8, ways=4))
-    assert [rows for rows, _, _ in artist.calls] == [8] and result.protocol["count"] == 5
-    artist = painter()
-    Samples(count=8).run(made_up.subject(NAMED, artist.functions(), size=4, ways=4))
-    assert [rows for rows, _, _ in artist.calls] == [4, 4], "no batch is larger than the set's"
+def test_each_device_draws_as_many_rows_as_the_protocol_says():
+    for rows, ways, size, calls in ((1, 4, 8, 2), (3, 1, 4, 3), (3, 2, 16, 2), (32, 8, 8, 1)):
+        artist = painter()
+        result = Samples(count=7, rows_per_device=rows).run(made_up.subject(NAMED, artist.functions(), size=size, ways=ways))
+        assert [drawn for drawn, _, _ in artist.calls] == [rows * ways] * calls
+        assert result.protocol["count"] == 7 and result.protocol["rows_per_device"] == rows
 
 
 def test_a_set_with_fewer_conditions_gives_all_it_has():
@@ -95,6 +95,7 @@ def test_mistakes_are_one_sentence():
     for wrong, message in [
         (dict(count=0), "count is 0"), (dict(temperature=-1.0), "temperature -1.0"), (dict(top_k=-2), "top_k -2"),
         (dict(top_p=0.0), "top_p 0.0"), (dict(seed=-1), "seed is -1"),
+        (dict(rows_per_device=0), "rows_per_device is 0"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             Samples(**wrong)

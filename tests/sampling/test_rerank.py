@@ -27,10 +27,10 @@ def test_likelihood_is_the_models_own_and_depends_on_no_neighbour(count):
 
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(0, 50, (count, 6)).astype(np.int32), rng.integers(0, 9, count).astype(np.int32)
-    score = likelihood({"nll": nll})
+    score = likelihood({"nll": nll}, 2)
     scores = score(np.zeros((count, 2, 2, 3), np.uint8), ids, labels, [""] * count)
     assert scores.shape == (count,) and scores.dtype == np.float32
     np.testing.assert_allclose(scores, -(ids.mean(1) / 2 + labels), rtol=1e-6)
-    assert shapes == [(GROUP, 6)]
+    assert shapes == [(2 * GROUP, 6)]
     again = score(np.zeros((1, 2, 2, 3), np.uint8), ids[-1:], labels[-1:], [""])
     assert again[0] == scores[-1] and nll._cache_size() == 1

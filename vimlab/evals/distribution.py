@@ -67,8 +67,8 @@ class Generated(Drawing):
         count, plan = self.settled(subject)
         if count < 2:
             raise ConfigError(f"evals.{self.NAME} compares sets, and one of {count} pictures is none; give it a count")
-        conditions, batch = conditions_of(subject, plan, count, self.seed)
-        sampler, settings = self.sampler(subject, count, batch, self.guidance)
+        conditions = conditions_of(subject, plan, count, self.seed)
+        sampler, settings = self.sampler(subject, self.guidance)
         seeds = np.arange(self.seed, self.seed + count, dtype=np.uint32)
         draw = lambda places: sampler.draw(conditions[places], seeds[places], settings).images
         request = self.settings() | {"guidance": self.guidance, "plan": plan, "set": subject.source.info.fingerprint if subject.source else None}

@@ -23,14 +23,12 @@ class Prompts:
       conditions: what the model reads, labels i32[M] or text ids i32[M,T].
       images: uint8[M,S,S,3].
       found: what `look` made of the images, [M,…].
-      batch: rows of a batch of the set.
     """
 
     names: list[str]
     conditions: np.ndarray
     images: np.ndarray
     found: np.ndarray
-    batch: int
 
 
 def first_prompts(subject: Subject, count: int, look: Callable[[jax.Array], jax.Array], *, distinct: bool) -> Prompts:
@@ -43,9 +41,9 @@ def first_prompts(subject: Subject, count: int, look: Callable[[jax.Array], jax.
       ConfigError: the set is empty.
     """
     known: set[bytes] = set()
-    names, parts, batch_size = [], [], 0
+    names, parts = [], []
     for images, batch, real in subject.rows():
-        conditions, batch_size = to_host(condition_of(batch)), len(images)
+        conditions = to_host(condition_of(batch))
         chosen = []
         for row in np.flatnonzero(real):
             key = conditions[row].tobytes()
@@ -59,7 +57,7 @@ def first_prompts(subject: Subject, count: int, look: Callable[[jax.Array], jax.
         if len(names) == count:
             break
     conditions, images, found = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Prompts(names=names, conditions=conditions, images=images, found=found, batch=batch_size)
+    return Prompts(names=names, conditions=conditions, images=images, found=found)
 
 
 def _name(subject: Subject, index: int, label: int) -> str:
@@ -82,6 +80,8 @@ class Drawing:
       top_p: only the likeliest tokens that have this share of the probability together; 1 is all.
       schedule: of guidance, from the first token to the last.
       seed: picture i is drawn with seed + i, whatever else is set.
+      rows_per_device: pictures that each device draws at a time, on any number of devices. It fixes the last bits of the logits,
+        and is therefore part of the protocol; more keep an accelerator busier and take more of its memory.
     """
 
     every: Duration = Duration(1000)
@@ -91,6 +91,7 @@ class Drawing:
     top_p: float = 1.0
     schedule: Schedule = "constant"
     seed: int = 0
+    rows_per_device: int = 32
 
     def __post_init__(self):
         if self.count is not None and self.count < 1:
@@ -102,15 +103,17 @@ class Drawing:
             )
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
+        if self.rows_per_device < 1:
+            raise ConfigError(f"rows_per_device is {self.rows_per_device}, but must be at least 1")
 
     def draw(self, subject: Subject, prompts: Prompts, guidance: float) -> Drawn:
         """A picture for each of M prompts. Uses predict_fns["sample"] and ["decode"]; raises as `sampler` does."""
         count = len(prompts.conditions)
-        sampler, settings = self.sampler(subject, count, prompts.batch, guidance)
+        sampler, settings = self.sampler(subject, guidance)
         return sampler.draw(prompts.conditions, np.arange(self.seed, self.seed + count, dtype=np.uint32), settings)
 
-    def sampler(self, subject: Subject, count: int, batch: int, guidance: float) -> tuple[Sampler, Knobs]:
-        """What draws `count` pictures, the subject's batch or else `batch` at a time, or fewer, and its settings.
+    def sampler(self, subject: Subject, guidance: float) -> tuple[Sampler, Knobs]:
+        """What draws pictures, and its settings.
 
         Raises:
           ConfigError: guidance other than 1 of a model that was trained without dropping its condition.
@@ -124,10 +127,8 @@ class Drawing:
         settings = knobs(
             subject.spec.length, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance=guidance, schedule=self.schedule
         )
-        # As few rows as the devices allow: a batch for the whole set may be many times what is drawn.
-        rows = min(subject.batch or batch, -(-count // subject.ways) * subject.ways)
         bind = lambda fn: lambda *args: fn(subject.state, *args)
-        return Sampler(bind(sample), bind(decode), rows, ways=subject.ways), settings
+        return Sampler(bind(sample), bind(decode), rows=self.rows_per_device, ways=subject.ways), settings
 
     def protocol(self, subject: Subject, prompts: Prompts) -> dict[str, Any]:
         """What fixes the draws, but for guidance."""
@@ -135,4 +136,4 @@ class Drawing:
 
     def settings(self) -> dict[str, Any]:
         """How pictures are drawn, but for guidance."""
-        return {key: getattr(self, key) for key in ("temperature", "top_k", "top_p", "schedule", "seed")}
+        return {key: getattr(self, key) for key in ("temperature", "top_k", "top_p", "schedule", "seed", "rows_per_device")}

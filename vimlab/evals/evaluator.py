@@ -45,8 +45,7 @@ class Subject:
       source: the set's records, which the "index" of a batch's rows points into; None where they are not at hand.
       condition: what a generator is told: "none", "class" or "text"; for the last two there is a source.
       guided: whether it was trained without its condition too, so that guidance means something.
-      ways: what every batch size is a multiple of.
-      batch: pictures drawn at a time; None is as many as a batch of the set has.
+      ways: data-parallel devices; each always has as many rows at a time, however many devices there are.
       training: opens a number of training examples, or all where there are fewer, cut as the evaluation set is: (what they
         are, one pass in batches of the evaluation's form); None where they are not at hand.
       folder: where evaluators keep what they would not compute twice; `evaluate` sets it.
@@ -62,7 +61,6 @@ class Subject:
     condition: str = "none"
     guided: bool = False
     ways: int = 1
-    batch: int | None = None
     training: Callable[[int], tuple[SourceInfo, Iterator[Mapping[str, Any]]]] | None = None
     folder: paths.Path | None = None
 

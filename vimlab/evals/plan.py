@@ -6,8 +6,8 @@ from vimlab.config import ConfigError
 from vimlab.evals.evaluator import Subject, condition_of, to_host
 
 
-def conditions_of(subject: Subject, plan: str, count: int, seed: int) -> tuple[np.ndarray, int]:
-    """Conditions of `count` pictures, labels i32[count] or text ids i32[count,T], and the rows of a batch of the set.
+def conditions_of(subject: Subject, plan: str, count: int, seed: int) -> np.ndarray:
+    """Conditions of `count` pictures, labels i32[count] or text ids i32[count,T].
 
     Args:
       plan: as `protocols.Protocol` has it; "random" draws from the seed alone.
@@ -15,16 +15,15 @@ def conditions_of(subject: Subject, plan: str, count: int, seed: int) -> tuple[n
     Raises:
       ConfigError: a plan of classes for a model that is told none, or the other way round.
     """
-    batch = len(next(iter(subject.batches()))["mask"])
     if subject.condition == "none":
-        return np.zeros(count, np.int32), batch
+        return np.zeros(count, np.int32)
     if plan == "set":
         found = [to_host(condition_of(rows))[real] for _, rows, real in subject.rows()]
         conditions = np.concatenate(found)
-        return conditions[np.arange(count) % len(conditions)], batch
+        return conditions[np.arange(count) % len(conditions)]
     classes = len(subject.source.info.class_names or ())
     if subject.condition != "class" or not classes:
         raise ConfigError(f"the plan {plan!r} is of classes, but this model is told {subject.condition!r}; set plan=set")
     if plan == "balanced":
-        return np.arange(count, dtype=np.int32) % classes, batch
-    return np.random.default_rng(seed).integers(0, classes, count, dtype=np.int32), batch
+        return np.arange(count, dtype=np.int32) % classes
+    return np.random.default_rng(seed).integers(0, classes, count, dtype=np.int32)

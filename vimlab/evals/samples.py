@@ -8,6 +8,7 @@ import numpy as np
 from vimlab import pictures
 from vimlab.evals.drawing import Drawing, first_prompts
 from vimlab.evals.evaluator import Result, Subject
+from vimlab.sampling.sampler import GROUP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Samples(Drawing):
 
     NAME: ClassVar[str] = "samples"
     guidance: float = 1.0
+    rows_per_device: int = GROUP
 
     def run(self, subject: Subject) -> Result:
         """Draws. Uses predict_fns["encode"], ["sample"] and ["decode"]."""

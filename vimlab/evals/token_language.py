@@ -32,6 +32,9 @@ PROTOCOL = {
 class TokenLanguage:
     """Evaluates the statistics of "Analyzing The Language of Visual Tokens" (arXiv 2411.05001) on the set's tokens.
 
+    Memory grows with the set, by some 80 bytes a token, while n-grams are counted, of which most occur once: 50,000 images of 256
+    tokens need 1 GB, of 1,024 tokens 4 GB.
+
     Attributes:
       every: how often during training.
     """

@@ -75,7 +75,7 @@ class Album:
         if scores is not None:
             ranks = np.argsort(best(scores, self.num, self.num), axis=None) % self.num + 1
             entries = [e | {"rank": int(r), "score": float(s)} for e, r, s in zip(entries, ranks, scores, strict=True)]
-        # The batch size shows in later decimals.
+        # Another machine may show in later decimals.
         sums = [round(float(x), 4) for x in drawn.log_probs.sum(1, dtype=np.float64)]
         return [e | {"log_prob": s, "ids": ids.tolist()} for e, s, ids in zip(entries, sums, drawn.ids, strict=True)]
 

@@ -64,7 +64,8 @@ def decode(
       generator, params: the model.
       condition: labels i32[M] or text ids i32[M,T]; image b has condition b // (B // M), so that images of one prompt share
         its encoding.
-      seeds: u32[B]; an image depends on its seed and condition alone, not on the batch that it is drawn in.
+      seeds: u32[B]; an image depends on its seed and condition, not on the images beside it. How many rows a device has decides
+        the last bits of the logits; `Sampler` keeps that constant.
       settings: see Knobs.
       guided: whether the null condition runs along, which guidance needs; without it the scale counts as 1.
       given, keep: tokens i32[B,N] and bool[B,N], which of them are to come back as they are. Positions that every image

@@ -26,15 +26,15 @@ class Scorer(Protocol):
         """
 
 
-def likelihood(predict: Predict) -> Scorer:
+def likelihood(predict: Predict, ways: int) -> Scorer:
     """The generator's own mean log-likelihood of the tokens under the condition, nats a token.
 
     It is the model's: neither temperature nor filters nor guidance, with which the images may have been drawn, enter it.
-    Uses predict["nll"]: (ids i32[B,N], condition) → f32[B,N].
+    Uses predict["nll"]: (ids i32[B,N], condition) → f32[B,N], on `ways` data-parallel devices.
     """
 
     def score(images: np.ndarray, ids: np.ndarray, conditions: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        return -in_groups(predict["nll"], ids, conditions).mean(-1)
+        return -in_groups(predict["nll"], ids, conditions, ways=ways).mean(-1)
 
     return score
 

@@ -1,4 +1,4 @@
-"""Any number of images from functions compiled for one batch: the last batch is filled up, pictures are decoded in equal groups."""
+"""Any number of images from functions compiled for one shape: every device draws and decodes a constant number of rows at a time."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -10,8 +10,9 @@ import numpy as np
 from vimlab.pictures import to_uint8
 from vimlab.sampling.decode import Knobs, Samples
 
-# Rows in one call of whatever follows drawing. XLA's sums depend on the shape of a batch, if only in their last bit; with a
-# constant shape the same ids give the same picture and the same score, however many were drawn at a time.
+# Rows that a device has in one call of whatever follows drawing, and of drawing unless more are asked for. XLA's sums depend on
+# the shape of what a device holds, if only in their last bit, and with them, now and then, the token that is drawn; in a constant
+# shape an image is the same on any number of devices and however many are drawn.
 GROUP = 8
 
 
@@ -22,7 +23,7 @@ class Drawn:
     Attributes:
       ids: i32[M,N].
       log_probs: f32[M,N], nats, of each token under the distribution that it was drawn from; 0 where it was given.
-      calls: how often the model was run, over all batches.
+      calls: how often the model was run, over all calls.
       images: uint8[M,H,W,3].
     """
 
@@ -38,16 +39,20 @@ class Sampler:
     Args:
       sample: (condition [B,…], seeds u32[B], knobs) → Samples.
       decode: ids i32[B,N] → f32[B,H,W,3] in [0, 1].
-      batch_size: B of all calls of `sample` and `complete`; a multiple of the data-parallel devices keeps all of them busy.
       complete: (condition, seeds, knobs, given i32[B,N], keep bool[B,N]) → Samples; for draws that keep tokens.
-      ways: data-parallel devices, each of which decodes GROUP rows at a time; 1 is for no more rows than one device takes.
+      rows: that a device draws at a time; the images are a function of it, too, in the last bits of the logits.
+      ways: data-parallel devices.
+
+    Attributes:
+      size: B of all calls of `sample` and `complete`, rows · ways.
     """
 
     def __init__(
-        self, sample: Callable[..., Samples], decode: Callable[..., Any], batch_size: int, complete: Callable[..., Samples] | None = None,
-        ways: int = 1,
+        self, sample: Callable[..., Samples], decode: Callable[..., Any], complete: Callable[..., Samples] | None = None, *,
+        rows: int = GROUP, ways: int,
     ) -> None:  # fmt: skip
-        self._sample, self._decode, self._batch_size, self._complete, self._ways = sample, decode, batch_size, complete, ways
+        self._sample, self._decode, self._complete, self._ways = sample, decode, complete, ways
+        self.size = rows * ways
 
     def draw(
         self, conditions: np.ndarray, seeds: np.ndarray, knobs: Knobs, given: np.ndarray | None = None, keep: np.ndarray | None = None,
@@ -57,15 +62,15 @@ class Sampler:
 
         Args:
           conditions: labels i32[M] or text ids i32[M,T], a row for each image; M is at least 1.
-          seeds: u32[M]; an image depends on its seed and condition alone.
+          seeds: u32[M]; an image depends on its seed, its condition and the knobs, not on what is drawn beside it.
           knobs: see Knobs.
           given, keep: tokens i32[M,N] and bool[M,N], which of them come back as they are.
-          progress: told after each batch how many images it made.
+          progress: told after each call how many images it made.
         """
         fixed = [] if keep is None else [given, keep]
         draw = self._sample if keep is None else self._complete
         parts, calls = [], 0
-        for count, (condition, seed, *kept) in batches(self._batch_size, conditions, seeds.astype(np.uint32), *fixed):
+        for count, (condition, seed, *kept) in batches(self.size, conditions, seeds.astype(np.uint32), *fixed):
             samples = draw(condition, seed, knobs, *kept)
             parts.append((to_host(samples.tokens.ids)[:count, :, 0], to_host(samples.log_probs)[:count]))
             calls += int(samples.calls)

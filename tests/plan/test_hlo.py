@@ -174,6 +174,35 @@ def test_what_is_fetched_ahead_is_read_once():
     assert volumes.traffic(hlo.parse(FETCHED)) == (4 + 8 + 4) * 128 * 2
 
 
+BESIDE = """HloModule m, num_partitions=4
+%begin (p: bf16[2,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%p), channel_id=20, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%async_collective_fusion (p: bf16[2,128], into: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  %into = bf16[8,128]{1,0} parameter(1)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%p), channel_id=20, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%other (p: bf16[2,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%p), channel_id=21, replica_groups=[1,4]<=[4], dimensions={0}
+}
+ENTRY %main (p: bf16[2,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  %a = bf16[8,128]{1,0} fusion(%p), kind=kCustom, calls=%begin
+  %b = bf16[8,128]{1,0} fusion(%p, %a), kind=kOutput, calls=%async_collective_fusion
+  ROOT %c = bf16[8,128]{1,0} fusion(%p), kind=kCustom, calls=%other
+}
+"""
+
+
+def test_a_collective_in_parts_beside_products_is_one():
+    module = hlo.parse(BESIDE)
+    assert volumes.collectives(module) == [Collective("all-gather", 4, 2, 2 * 8 * 128 * 2.0)]
+    assert volumes.traffic(module) == 2 * (2 + 8) * 128 * 2
+
+
 RARE = """HloModule m
 %product (p: f32[8,8]) -> f32[8,8] {
   %p = f32[8,8]{1,0} parameter(0)

@@ -97,8 +97,10 @@ class _Attention(nn.Module):
     def to_heads(self, x: jax.Array, product: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """f[B,L,width] → f[count,B,H,L,D]."""
         w, b = product
-        # Asked for "nbhlk" at once, einsum puts w on the left, and CPUs then transpose the weights at every position decoded.
-        y = jnp.einsum("bld,dnhk->blnhk", x.astype(self.dtype), w.astype(self.dtype)).transpose(2, 0, 3, 1, 4)
+        # Asked for "nbhlk" at once, einsum puts w on the left, and CPUs then transpose the weights at every position decoded. Heads
+        # lie side by side in what the backward pass keeps of it, for a TPU fills a last dimension of 64 up to 128.
+        y = jnp.einsum("bld,dnf->blnf", x.astype(self.dtype), w.astype(self.dtype).reshape(*w.shape[:2], -1))
+        y = y.reshape(*y.shape[:3], *w.shape[2:]).transpose(2, 0, 3, 1, 4)
         if b is not None:
             y += b.astype(self.dtype)[:, None, :, None]
         return constrain(y, None, "batch", "act_heads", "length", "act_head_dim")

@@ -44,19 +44,31 @@ class Collective:
 def collectives(module: Module, rare: float = 1.0) -> list[Collective]:
     """The collectives of a step, those of one kind and group size together, the most expensive first; `rare` as of `hlo.runs`."""
     found: dict[tuple[str, int], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for times, name, where, inner in _collectives(module, rare):
+        kind = inner.opcode.removesuffix("-start")
+        if name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # A TPU's compiler writes it as a fusion of this name.
+        group = _group(inner.rest, module.devices)
+        if group > 1:
+            entry = found[kind, group]
+            entry[0] += times
+            entry[1] += times * _payload(where, inner, kind)
+    return sorted((Collective(*key, n, b) for key, (n, b) in found.items()), key=lambda c: -c.wire)
+
+
+def _collectives(module: Module, rare: float) -> Iterator[tuple[float, str, dict[str, Instruction], Instruction]]:
+    """Each collective: how often it runs, the fusion that it stands in or "", its computation, and itself."""
+    known: set[tuple[int, str]] = set()
     for times, computation, instruction in runs(module, rare):
         for name, where, inner in _with_fused(module, "", computation, instruction):
-            kind = inner.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            if inner.opcode.removesuffix("-start") not in KINDS:
                 continue
-            if name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # A TPU's compiler writes it as a fusion of this name.
-            group = _group(inner.rest, module.devices)
-            if group > 1:
-                entry = found[kind, group]
-                entry[0] += times
-                entry[1] += times * _payload(where, inner, kind)
-    return sorted((Collective(*key, n, b) for key, (n, b) in found.items()), key=lambda c: -c.wire)
+            if name and (channel := re.search(r"channel_id=(\d+)", inner.rest)):
+                # One that goes on beside products stands in each fusion that has a part of it.
+                if (id(computation), channel[1]) in known:
+                    continue
+                known.add((id(computation), channel[1]))
+            yield times, name, where, inner
 
 
 def _with_fused(
@@ -96,16 +108,18 @@ def _group(text: str, devices: int) -> int:
 
 def traffic(module: Module, rare: float = 1.0) -> float:
     """Bytes that a step moves to and from a device's main memory: operands and results of every operation, once each; `rare` as of `hlo.runs`."""
-    return sum(times * _moved(module, computation, i) for times, computation, i in runs(module, rare) if i.opcode not in FREE)
+    total = sum(times * _moved(module, computation, i) for times, computation, i in runs(module, rare) if i.opcode not in FREE)
+    # Of fusions, `_moved` leaves out what is gathered.
+    fused = ((times, where, i) for times, name, where, i in _collectives(module, rare) if name and i.opcode == "all-gather")
+    return total + sum(times * (_main(i.shape) + sum(_main(where[name].shape) for name in i.operands)) for times, where, i in fused)
 
 
 def _moved(module: Module, computation: dict[str, Instruction], instruction: Instruction) -> float:
     if instruction.opcode.endswith("-done"):
         return 0.0
-    main = lambda shape: sum(b for b, there in arrays(shape) if there)
-    result = main(instruction.shape)
+    result = _main(instruction.shape)
     operands = [computation[name].shape for name in instruction.operands if name in computation]
-    given = [main(shape) for shape in operands]
+    given = [_main(shape) for shape in operands]
     if instruction.opcode in SLICES:
         return result + (size(instruction.shape) if any(given[:1]) else 0)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -117,6 +131,11 @@ def _moved(module: Module, computation: dict[str, Instruction], instruction: Ins
     if instruction.opcode.endswith("-start"):
         return max(result - sum(given), 0) + sum(given)  # Its result names its operands again.
     return result + sum(given)
+
+
+def _main(shape: str) -> float:
+    """Bytes of a written shape in main memory."""
+    return sum(b for b, there in arrays(shape) if there)
 
 
 def _read(module: Module, name: str, number: int, whole: float) -> float:
@@ -133,17 +152,19 @@ def _read(module: Module, name: str, number: int, whole: float) -> float:
                 total += _read(module, reader.called("calls")[0], reader.operands.index(source), whole)
             elif reader.opcode in SLICES and reader.operands[0] == source:
                 total += size(reader.shape)
-            elif not (reader.opcode == "dynamic-update-slice" and reader.operands[0] == source):
+            elif reader.opcode != "all-gather" and not (reader.opcode == "dynamic-update-slice" and reader.operands[0] == source):
                 total += whole
     return min(whole, total)
 
 
 def _kept(module: Module, name: str) -> float:
-    """Bytes of a fusion's result that it leaves as they are, for it updates only a slice of them."""
+    """Bytes of a fusion's result that it leaves as they are, for it updates only a slice of them, or that are gathered."""
     inside, kept = module.computations[name], 0.0
     for i in inside.values():
         if i.opcode == "dynamic-update-slice":
             kept += size(i.shape) - (size(inside[i.operands[1]].shape) if i.operands[1] in inside else 0)
+        elif i.opcode == "all-gather":
+            kept += _main(i.shape)
         elif i.opcode == "fusion":
             kept += _kept(module, i.called("calls")[0])
     return kept

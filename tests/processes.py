@@ -12,29 +12,33 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # To compile, which is most of what these runs do.
-# The real command, but it writes down which records each step was given, may signal itself, or find its data amiss.
+# Python runs this file at the start of each process: it writes down which records each step was given, may signal itself, or find its
+# data amiss. A launcher's own process is left as it is.
 SPY = """
-import json, os, pathlib, signal, sys
-from vimlab import train
-from vimlab.cli import main
-from vimlab.config import UserError
+import json, os, signal, sys
 
-plot, watch = json.loads(sys.argv[1]), train.NonfiniteGuard.watch
+def plant():
+    from vimlab import train
+    from vimlab.config import UserError
 
-def spy(self, step, metrics, batch):
-    rows = {int(s.index[0].start or 0): s.data.tolist() for s in batch["index"].addressable_shards}
-    with open(plot["records"], "a") as file:
-        print(json.dumps([step, rows]), file=file)
-    if step == plot.get("step"):
-        os.kill(os.getpid(), getattr(signal, plot["signal"]))
-    watch(self, step, metrics, batch)
+    plot, watch = json.loads(os.environ["PLOTS"])[int(os.environ.get("VIMLAB_PROCESS_ID", 0))], train.NonfiniteGuard.watch
 
-def broken(*_):
-    raise UserError(plot["error"])
+    def spy(self, step, metrics, batch):
+        rows = {int(s.index[0].start or 0): s.data.tolist() for s in batch["index"].addressable_shards}
+        with open(plot["records"], "a") as file:
+            print(json.dumps([step, rows]), file=file)
+        if step == plot.get("step"):
+            os.kill(os.getpid(), getattr(signal, plot["signal"]))
+        watch(self, step, metrics, batch)
 
-train.NonfiniteGuard.watch = spy
-train.Run = broken if "error" in plot else train.Run
-sys.exit(main(sys.argv[2:]))
+    def broken(*_):
+        raise UserError(plot["error"])
+
+    train.NonfiniteGuard.watch = spy
+    train.Run = broken if "error" in plot else train.Run
+
+if "launch" not in sys.orig_argv:
+    plant()
 """
 
 
@@ -51,34 +55,46 @@ class Processes:
       arguments: of `vimlab`; a list for each process where they differ.
       plots: by process, {"step": 5, "signal": "SIGKILL"}, what befalls it after which step, or {"error": …}, what is wrong with its data.
       absent: processes that never come.
+      launch: whether `vimlab launch local` starts them, once; their workdir is then the last argument.
     """
 
     def __init__(self, folder: pathlib.Path, arguments: list, *, count: int = 2, devices: int = 4, plots: dict[int, dict] | None = None,
-                 absent: tuple[int, ...] = ()):  # fmt: skip
+                 absent: tuple[int, ...] = (), launch: bool = False):  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.children, port = folder, [], free_port()
-        for i in sorted(set(range(count)) - set(absent)):
+        (folder / "sitecustomize.py").write_text(SPY)
+        self.folder, self.children, self.launched, port = folder, [], pathlib.Path(arguments[-1]) / "logs" if launch else None, free_port()
+        told = json.dumps([{"records": str(folder / f"records{i}")} | (plots or {}).get(i, {}) for i in range(count)])
+        common = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "XLA_FLAGS": QUICK,
+                               "PLOTS": told, "PYTHONPATH": str(folder)}  # fmt: skip
+        self._count = count
+        if launch:
+            how = ["launch", "local", "-n", count, "--devices-per-process", devices, "--restarts", 0, "--"]
+            self._start(folder / "launcher", [*how, *arguments], common)
+        for i in [] if launch else sorted(set(range(count)) - set(absent)):
             own = arguments[i] if isinstance(arguments[0], list) else arguments
-            plot = json.dumps({"records": str(folder / f"records{i}")} | (plots or {}).get(i, {}))
-            environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "XLA_FLAGS": QUICK}
-            if count > 1:
-                environment |= {"VIMLAB_COORDINATOR": f"127.0.0.1:{port}", "VIMLAB_NUM_PROCESSES": str(count), "VIMLAB_PROCESS_ID": str(i)}
-            with (folder / f"log{i}").open("w") as log:
-                command = [sys.executable, "-c", SPY, plot, *map(str, own)]
-                self.children.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+            place = {"VIMLAB_COORDINATOR": f"127.0.0.1:{port}", "VIMLAB_NUM_PROCESSES": str(count), "VIMLAB_PROCESS_ID": str(i)}
+            self._start(folder / f"log{i}", own, common | (place if count > 1 else {}))
+
+    def _start(self, log: pathlib.Path, arguments: list, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "vimlab", *map(str, arguments)]
+        with log.open("w") as file:
+            self.children.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
 
     def wait(self, seconds: float = 480) -> list[int]:
-        """The exit codes of all; none outlives this call."""
+        """The exit codes of all, the launcher's of those that it started; none outlives this call."""
         end = time.monotonic() + seconds
         try:
             return [child.wait(max(end - time.monotonic(), 0.1)) for child in self.children]
         finally:
             for child in self.children:
+                if self.launched and child.poll() is None:
+                    child.terminate()  # It ends what it started.
+                    child.wait(30)
                 child.kill()
                 child.wait()
 
     def log(self, index: int) -> str:
-        return (self.folder / f"log{index}").read_text()
+        return (self.launched / f"worker_{index}.log" if self.launched else self.folder / f"log{index}").read_text()
 
     def last(self, index: int) -> str:
         """The last line of a process's log that is its own."""
@@ -86,12 +102,13 @@ class Processes:
 
     @property
     def logs(self) -> str:
-        return "\n\n".join(file.read_text()[-3000:] for file in sorted(self.folder.glob("log?")))
+        files = [*self.folder.glob("log?"), *self.folder.glob("launcher"), *(self.launched.glob("worker_*.log") if self.launched else [])]
+        return "\n\n".join(file.read_text()[-3000:] for file in sorted(files))
 
     def records(self) -> dict[int, list[int]]:
         """By step, the index of each row's record, whichever process held it."""
         rows: dict[int, dict[int, list[int]]] = {}
-        for i in range(len(self.children)):
+        for i in range(self._count):
             for line in (self.folder / f"records{i}").read_text().splitlines():
                 step, found = json.loads(line)
                 rows.setdefault(step, {}).update({int(k): v for k, v in found.items()})

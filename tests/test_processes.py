@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import signal
-import time
 
 import pytest
 from processes import Processes
@@ -42,7 +41,7 @@ def assert_same_figures(workdir: pathlib.Path, reference: pathlib.Path) -> None:
 def run(folder: pathlib.Path, *arguments: object, count: int = 1, devices: int = 1, code: int = 0, **options) -> Processes:
     processes = Processes(folder, list(arguments), count=count, devices=devices, **options)
     codes = processes.wait()
-    assert codes == [code] * count, processes.logs
+    assert set(codes) == {code}, processes.logs
     return processes
 
 
@@ -55,24 +54,30 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The same on two processes with four devices each, of which one is killed after step 5."""
+    """The same through `vimlab launch local`, on two processes with four devices each, of which one is killed after step 5."""
     folder = tmp_path_factory.mktemp("killed")
-    plots = {1: {"step": 5, "signal": "SIGKILL"}}
-    processes = Processes(folder, ["train", *TOKENIZER, *MESH, "--workdir", folder / "w", "--peer-timeout", "8"], plots=plots)
-    began = time.monotonic()
-    return folder / "w", processes, processes.wait(), time.monotonic() - began
+    arguments = ["train", *TOKENIZER, *MESH, "--peer-timeout", "8", "--workdir", folder / "w"]
+    return folder / "w", run(folder, *arguments, count=2, devices=4, code=75, plots={1: {"step": 5, "signal": "SIGKILL"}}, launch=True)
 
 
-def test_the_others_end_when_one_is_killed(killed):
-    workdir, processes, codes, _ = killed
-    assert codes[1] == -signal.SIGKILL and codes[0] in LOST, processes.logs
-    assert "another" in processes.log(0)
+def test_a_launcher_ends_the_others_when_one_is_killed(killed):
+    workdir, processes = killed
+    assert "worker 1 was ended by SIGKILL" in processes.logs
+    assert all(worker["code"] < 0 for worker in json.loads((workdir / "logs/launch.json").read_text())["workers"])
     assert (workdir / "checkpoints/2/checksums.json").exists() and not (workdir / "checkpoints/8").exists()
+
+
+def test_without_a_launcher_the_others_end_by_themselves(tmp_path):
+    command = ["train", *TOKENIZER, "--peer-timeout", "8", "--workdir", tmp_path / "w"]
+    process = Processes(tmp_path, command, devices=1, plots={1: {"step": 1, "signal": "SIGKILL"}})
+    codes = process.wait(120)
+    assert codes[1] == -signal.SIGKILL and codes[0] in LOST, process.logs
+    assert "another" in process.log(0)
 
 
 @pytest.mark.parametrize(("devices", "mesh"), [(8, ["--config.mesh.data=4", "--config.mesh.fsdp=2"]), (1, [])])
 def test_one_process_goes_on_with_what_two_began(straight, killed, tmp_path, devices, mesh):
-    (reference, order), (begun, first, *_) = straight, killed
+    (reference, order), (begun, first) = straight, killed
     shutil.copytree(begun, tmp_path / "w")
     second = run(tmp_path, "train", *TOKENIZER, *mesh, "--workdir", tmp_path / "w", devices=devices)
     assert "resuming" in second.log(0)
@@ -83,10 +88,11 @@ def test_one_process_goes_on_with_what_two_began(straight, killed, tmp_path, dev
 
 @pytest.fixture(scope="module")
 def generated(straight, tmp_path_factory):
-    """A generator's run on two processes, the second of which is told to stop after step 3; its continuations; a straight run."""
+    """A generator's run through `vimlab launch local` on two processes, the second of which is told to stop after step 3; its continuations; a straight run."""
     folder = tmp_path_factory.mktemp("generated")
-    arguments = ["train", "--config", f"configs/parti_emoji.py:smoke,tokenizer={straight[0]}", *GENERATOR, "--workdir", folder / "w"]
-    stopped = run(folder, *arguments, "--config.mesh.fsdp=8", count=2, devices=4, code=75, plots={1: {"step": 3, "signal": "SIGTERM"}})
+    train = ["train", "--config", f"configs/parti_emoji.py:smoke,tokenizer={straight[0]}", *GENERATOR]
+    arguments, plots = [*train, "--workdir", folder / "w"], {1: {"step": 3, "signal": "SIGTERM"}}
+    stopped = run(folder, *train, "--config.mesh.fsdp=8", *arguments[-2:], count=2, devices=4, code=75, plots=plots, launch=True)
     saved = sorted(int(p.name) for p in (folder / "w/checkpoints").iterdir())
     for name in ("alone", "eight"):
         shutil.copytree(folder / "w", folder / name)

@@ -30,9 +30,9 @@ ENVIRONMENT = {
 
 def prepare_environment() -> None:
     """Sets what libtpu and JAX read when they are first loaded; to be called before either is."""
-    logs = tempfile.mkdtemp(prefix="vimlab_plan_")  # The partitioner warns nowhere but in libtpu's log.
-    atexit.register(shutil.rmtree, logs, ignore_errors=True)
-    os.environ.update(ENVIRONMENT | {"TPU_LOG_DIR": logs})
+    folder = tempfile.mkdtemp(prefix="vimlab_plan_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.update(ENVIRONMENT | {"TPU_LOG_DIR": folder})  # The partitioner warns nowhere but in libtpu's log.
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     if STACK.partition("=")[0] not in flags:
         os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK}".strip()
@@ -87,19 +87,18 @@ def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
     import jax
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="vimlab_plan_", ignore_cleanup_errors=True) as folder:
-        with jax.set_mesh(mesh):
-            compilation = Compilation(traced.lower(), pathlib.Path(folder))
-        compilation.wait(full)
-        error = compilation.error
-        refusal = str(error) if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) else ""
-        if error and not refusal:
-            raise error
-        memory, text = ({}, "") if refusal else compilation.result()
-        reports = [file.read_text() for file in pathlib.Path(folder).glob("*-memory-usage-report.txt")]
+    folder = pathlib.Path(os.environ["TPU_LOG_DIR"])
+    with jax.set_mesh(mesh):
+        compilation = Compilation(traced.lower(), pathlib.Path(tempfile.mkdtemp(dir=folder)))
+    compilation.wait(full)
+    error = compilation.error
+    refusal = str(error) if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) else ""
+    if error and not refusal:
+        raise error
+    memory, text = ({}, "") if refusal else compilation.result()
+    reports, logs = ("".join(file.read_text(errors="replace") for file in sorted(folder.glob(name))) for name in ("*/*-memory-usage-report.txt", "*.WARNING.*"))
     seconds = time.perf_counter() - start
-    logs = "".join(file.read_text(errors="replace") for file in pathlib.Path(os.environ["TPU_LOG_DIR"]).glob("*.WARNING.*"))
-    return Compiled(seconds, memory, text, _sentence(refusal), largest("".join(reports)), remat_warnings(logs))
+    return Compiled(seconds, memory, text, _sentence(refusal), largest(reports), remat_warnings(logs))
 
 
 class Compilation:

@@ -43,9 +43,6 @@ def test_every_config_is_planned():
 def test_each_compiles_and_fits(tmp_path, name):
     found = plan(tmp_path, PLANS[name])
     memory = found["memory"]
-    if name == "vim_large_v4_128":
-        assert not memory["fits"] and memory["needs"] > memory["budget"] and found["advice"]
-        return
     assert memory["by"] == "compiler" and memory["fits"]
     given = sum(memory["given"].values()) - memory["idle"]
     # Padded to the chip's tiles: heads of 64 take the room of 128.

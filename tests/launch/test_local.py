@@ -15,7 +15,7 @@ from programs import worker
 from vimlab import cli
 from vimlab.config import ConfigError
 from vimlab.launch import local
-from vimlab.launch.record import LaunchFolder, slug, workdir_of
+from vimlab.launch.record import LaunchFolder, Shown, slug, workdir_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = """
@@ -67,6 +67,18 @@ def test_processes_know_their_places_and_their_logs_are_kept(tmp_path, capfd):
     assert len(commands) == 2 and all("JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3" in line for line in commands)
     assert ["VIMLAB_PROCESS_ID=0" in commands[0], "VIMLAB_PROCESS_ID=1" in commands[1]] == [True, True]
     assert record(tmp_path)["outcome"] == "finished" and [w["code"] for w in record(tmp_path)["workers"]] == [0, 0]
+
+
+def test_what_is_shown_of_a_log(tmp_path, capfd):
+    """All but the lines of CPUs' collectives, wherever a look cuts them."""
+    log = tmp_path / "log"
+    log.write_text("old\n")
+    shown = Shown(log, 4)
+    for part in ("[Glo", "o] Rank 0 is connected to 1\nstep 1", "\rstep 2\n[Gloo] Rank 1 ", "is\n[Globe]", " kept\nlast"):
+        with log.open("a") as file:
+            file.write(part)
+        shown.step()
+    assert capfd.readouterr().out == "step 1\rstep 2\n[Globe] kept\nlast"
 
 
 def test_one_process_is_not_told_of_others(monkeypatch):

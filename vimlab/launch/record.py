@@ -15,6 +15,8 @@ from typing import IO, Any
 from vimlab.config import ConfigError
 from vimlab.paths import is_bucket, write_whole
 
+GLOO = "[Gloo] Rank "
+
 
 def workdir_of(command: Sequence[str]) -> str:
     """The `--workdir` of a vimlab command. Raises ConfigError where it names none."""
@@ -100,7 +102,7 @@ class LaunchFolder:
 
 
 class Shown:
-    """Shows what is added to a log.
+    """Shows what is added to a log, but for what the collectives of CPUs say of every group of devices.
 
     Args:
       log: a file that is there.
@@ -109,6 +111,7 @@ class Shown:
 
     def __init__(self, log: pathlib.Path, begin: int) -> None:
         self._log, self._at = log, begin
+        self._held = ""  # The beginning of a line that may be left out.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # A letter may be cut by the end of a look.
 
     def step(self) -> None:
@@ -117,7 +120,10 @@ class Shown:
             file.seek(self._at)
             data = file.read()
         self._at += len(data)
-        sys.stdout.write(self._decoder.decode(data))
+        text = self._held + self._decoder.decode(data)
+        last = text[text.rfind("\n") + 1 :]
+        self._held = last if last and (last.startswith(GLOO) or GLOO.startswith(last)) else ""
+        sys.stdout.write(re.sub(rf"(?m)^{re.escape(GLOO)}.*\n", "", text.removesuffix(self._held)))
         sys.stdout.flush()
 
 

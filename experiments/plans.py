@@ -20,7 +20,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "plans"
 LPIPS = "--config.loss.perceptual.weights=vgg16-397923af.pth,vgg.pth"  # The paper's loss has it; a plan reads no weights.
 IMAGENET = "configs/vitvq_small_imagenet256.py"
-# name: (what the plan is of, arguments of `vimlab plan`). The paper's own layouts come first, then a topology that can be rented.
+# name: (what the plan is of, arguments of `vimlab plan`). The papers' own layouts, each with a topology that can be rented; decoding.
 PLANS = {
     "vitvq_ss_v4_128": ("ViT-VQGAN SS, the paper's 128 TPU v4", f"--config {IMAGENET} --topology v4:4x4x8 {LPIPS}"),
     "vitvq_bb_v4_128": ("ViT-VQGAN BB, the paper's 128 TPU v4", f"--config {IMAGENET}:pair=bb --topology v4:4x4x8 {LPIPS}"),
@@ -40,13 +40,17 @@ PLANS = {
     "parti_3b_v4_512": ("Parti-3B, the paper's 4-way in-layer x 128-way data", "--config configs/parti_3b.py --topology v4:8x8x8"),
     "parti_3b_v5e_256": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:16x16 --config.accumulate=16"),
     "parti_20b_v4_1024": ("Parti-20B, the paper's 1024 TPU v4", "--config configs/parti_20b.py --topology v4:8x8x16"),
+    "vim_base_v5e_16_decode": ("VIM-Base", "--config configs/vim_base_imagenet256.py --topology v5e:4x4 --sample"),
+    "parti_3b_v5e_16_decode": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:4x4 --mesh tensor=4 --sample"),
+    "parti_20b_v4_64_decode": ("Parti-20B", "--config configs/parti_20b.py --topology v4:4x4x4 --mesh tensor=8 --sample"),
 }
 LEGEND = """# Plans
 
 Made by `python experiments/plans.py`; each row is one `vimlab plan` command, kept whole in `NAME.json`. Memory is what the compiler
 assigns on one chip, with what is held but not read in a step and without the program's own code (tens to a few hundred MiB), of
 what it leaves to programs; never measured on a chip. Times are what the roofline allows, which no run reaches; hours are of the
-whole run at 40% of the chips' peak, or at the roofline where that takes longer. The compiler was left to itself once every buffer had its place.
+whole run at 40% of the chips' peak, or at the roofline where that takes longer. Decoding is of 1,024 tokens, guided where the model
+is trained for it, and of their pixels; 8 images for each copy of the model. The compiler was left to itself once every buffer had its place.
 """
 
 
@@ -65,24 +69,49 @@ def main() -> None:
             command = ["plan", *shlex.split(arguments), "--json", str(file.relative_to(HERE.parent)), *(["--full"] if args.full else [])]
             print("vimlab " + shlex.join(command), flush=True)
             subprocess.run([sys.executable, "-m", "vimlab", *command], cwd=HERE.parent, check=False)
-    (RESULTS / "README.md").write_text(LEGEND + "\n" + table() + "\n" + layouts())
+    (RESULTS / "README.md").write_text("\n".join((LEGEND, training(), "## Decoding\n", decoding(), layouts())))
 
 
-def table() -> str:
-    """One row for each plan that was made."""
-    head = ["plan", "topology", "mesh", "accumulate", "remat", "needs GiB", "of", "roofline s", "bound by", "MFU at most", "hours", "compiled s"]
-    rows = [head, ["---"] * len(head)]
+def training() -> str:
+    """One row for each plan of training that was made."""
+    rows = [["plan", "topology", "mesh", "accumulate", "remat", "needs GiB", "of", "roofline s", "bound by", "MFU at most", "hours", "compiled s"]]
     for name, plan in made().items():
-        memory, step, config = plan["memory"], plan["step"], plan["config"]
-        mesh = ", ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1)
-        needs = f"{total(memory):.2f}" if memory.get("compiled") else "does not fit"
-        hours = max(next(row["hours"] for row in plan["run"]["at"] if row["mfu"] == 0.4), plan["run"]["steps"] * step["roofline"]["seconds"] / 3600)
-        rows.append([
-            f"[{PLANS[name][0]}]({name}.json)", plan["topology"]["name"], mesh, str(config["accumulate"]), config["model"]["remat"],
-            needs, f"{memory['budget'] / 2**30:.2f}", f"{step['roofline']['seconds']:.3g}",
-            step["roofline"]["bound"], f"{step['roofline_mfu']:.0%}", f"{hours:,.0f}", f"{plan['compile']['seconds']:.0f}",
-        ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+        if "run" in plan:
+            step, config = plan["step"], plan["config"]
+            roofline = step["roofline"]
+            hours = max(next(row["hours"] for row in plan["run"]["at"] if row["mfu"] == 0.4), plan["run"]["steps"] * roofline["seconds"] / 3600)
+            rows.append([
+                *where(name, plan), str(config["accumulate"]), config["model"]["remat"], *memory(plan), f"{roofline['seconds']:.3g}",
+                roofline["bound"], f"{step['roofline_mfu']:.0%}", f"{hours:,.0f}", f"{plan['compile']['seconds']:.0f}",
+            ])  # fmt: skip
+    return table(rows)
+
+
+def decoding() -> str:
+    """One row for each plan of decoding that was made."""
+    rows = [["plan", "topology", "mesh", "at a time", "needs GiB", "of", "roofline s", "bound by", "compiled s"]]
+    for name, plan in made().items():
+        if "run" not in plan:
+            roofline = plan["step"]["roofline"]
+            images = plan["what"].removeprefix("decoding of ")
+            rows.append([*where(name, plan), images, *memory(plan), f"{roofline['seconds']:.3g}", roofline["bound"], f"{plan['compile']['seconds']:.0f}"])
+    return table(rows)
+
+
+def where(name: str, plan: dict) -> list[str]:
+    """Cells: the plan, its topology, its mesh."""
+    return [f"[{PLANS[name][0]}]({name}.json)", plan["topology"]["name"], ", ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1)]
+
+
+def memory(plan: dict) -> list[str]:
+    """Cells: what a chip needs, and has."""
+    found = plan["memory"]
+    return [f"{total(found):.2f}" if found.get("compiled") else "does not fit", f"{found['budget'] / 2**30:.2f}"]
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown, the first row its head."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])) + "\n"
 
 
 def layouts() -> str:
@@ -90,18 +119,18 @@ def layouts() -> str:
     lines = ["## The papers' own layouts", ""]
     for name, plan in made().items():
         if "paper" in PLANS[name][0]:
-            memory, budget = plan["memory"], plan["memory"]["budget"] / 2**30
-            verdict = f"does not fit: {memory.get('refusal', '')}"
-            if memory["fits"]:
-                verdict = f"fits: {total(memory):.1f} of {budget:.2f} GiB a chip"
+            found = plan["memory"]
+            verdict = f"does not fit: {found.get('refusal', '')}"
+            if found["fits"]:
+                verdict = f"fits: {total(found):.1f} of {found['budget'] / 2**30:.2f} GiB a chip"
             lines.append(f"* {PLANS[name][0]}: {verdict}")
     versions = sorted({", ".join(f"{k} {v}" for k, v in plan["versions"].items()) for plan in made().values()})
     return "\n".join([*lines, "", "Made with " + "; ".join(versions) + "."]) + "\n"
 
 
-def total(memory: dict) -> float:
+def total(found: dict) -> float:
     """GiB that a chip holds: what the compiler gives a place, and what is held but not read in a step."""
-    return (memory["compiled"]["total"] + memory["idle"]) / 2**30
+    return (found["compiled"]["total"] + found["idle"]) / 2**30
 
 
 def made() -> dict[str, dict]:

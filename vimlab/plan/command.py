@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--search tries settings of training, and --sample plans decoding; give one of the two")
     if args.search:
         apart = where.chip.tpu and not args.no_compile and compiling.has_libtpu()
-        return _search(search.candidates(config, where, stand_ins), (lambda c: _apart(c, args, overrides)) if apart else (lambda c: make(c.config)), args)
+        of = (lambda candidate: _apart(candidate, args, overrides)) if apart else (lambda candidate: make(candidate.config))
+        return _search(search.candidates(config, where, stand_ins), of, args)
     plan = make(config)
     if not plan["memory"]["fits"]:
         plan["advice"] = [search.advise(config, where, stand_ins)] if args.sample is None else ["try fewer images, or a mesh with more tensor"]

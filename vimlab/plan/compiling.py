@@ -95,10 +95,10 @@ def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
     refusal = str(error) if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) else ""
     if error and not refusal:
         raise error
-    memory, text = ({}, "") if refusal else compilation.result()
-    reports, logs = ("".join(file.read_text(errors="replace") for file in sorted(folder.glob(name))) for name in ("*/*-memory-usage-report.txt", "*.WARNING.*"))
-    seconds = time.perf_counter() - start
-    return Compiled(seconds, memory, text, _sentence(refusal), largest(reports), remat_warnings(logs))
+    memory, text = ({}, "") if refusal else compilation.result(full)
+    read = lambda names: "".join(file.read_text(errors="replace") for file in sorted(folder.glob(names)))
+    buffers, warnings = largest(read("*/*-memory-usage-report.txt")), remat_warnings(read("*.WARNING.*"))
+    return Compiled(time.perf_counter() - start, memory, text, _sentence(refusal), buffers, warnings)
 
 
 class Compilation:
@@ -123,12 +123,12 @@ class Compilation:
         while self._thread.is_alive() and (full or not any(self._folder.glob("*.after_optimizations_after_buffer_assignment.txt"))):
             self._thread.join(0.1)
 
-    def result(self) -> tuple[dict[str, int], str]:
+    def result(self, full: bool) -> tuple[dict[str, int], str]:
         """`Compiled.memory` and `Compiled.text`."""
         (assignment,) = self._folder.glob("*.after_optimizations-buffer-assignment.txt")
         (text,) = self._folder.glob("*.after_optimizations.txt")
         memory = assigned(assignment.read_text())
-        if self._executable is not None:
+        if full:
             memory["program"] = int(self._executable.memory_analysis().generated_code_size_in_bytes)
         return memory | {"total": sum(memory.values())}, text.read_text()
 

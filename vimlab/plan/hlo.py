@@ -116,9 +116,8 @@ def _runs(module: Module, name: str, times: float, rare: float) -> Iterator[tupl
 
 def _products(module: Module, name: str) -> bool:
     """Whether a computation, or any that it calls, has a matrix product or a convolution."""
-    return any(
-        i.opcode in ("dot", "convolution") or any(_products(module, called) for called in i.called(*CALLED)) for i in module.computations[name].values()
-    )
+    instructions = module.computations[name].values()
+    return any(i.opcode in ("dot", "convolution") or any(_products(module, called) for called in i.called(*CALLED)) for i in instructions)
 
 
 def trips(module: Module, computation: dict[str, Instruction], loop: Instruction) -> int | None:

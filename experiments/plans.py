@@ -69,6 +69,7 @@ def main() -> None:
             command = ["plan", *shlex.split(arguments), "--json", str(file.relative_to(HERE.parent)), *(["--full"] if args.full else [])]
             print("vimlab " + shlex.join(command), flush=True)
             subprocess.run([sys.executable, "-m", "vimlab", *command], cwd=HERE.parent, check=False)
+            file.write_text(file.read_text().replace(str(pathlib.Path.home()), "~"))
     (RESULTS / "README.md").write_text("\n".join((LEGEND, training(), "## Decoding\n", decoding(), layouts())))
 
 

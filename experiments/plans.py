@@ -40,6 +40,7 @@ PLANS = {
     "parti_3b_v4_512": ("Parti-3B, the paper's 4-way in-layer x 128-way data", "--config configs/parti_3b.py --topology v4:8x8x8"),
     "parti_3b_v5e_256": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:16x16 --config.accumulate=16"),
     "parti_20b_v4_1024": ("Parti-20B, the paper's 1024 TPU v4", "--config configs/parti_20b.py --topology v4:8x8x16"),
+    "parti_20b_v4_512": ("Parti-20B", "--config configs/parti_20b.py --topology v4:8x8x8"),
     "vim_base_v5e_16_decode": ("VIM-Base", "--config configs/vim_base_imagenet256.py --topology v5e:4x4 --sample"),
     "parti_3b_v5e_16_decode": ("Parti-3B", "--config configs/parti_3b.py --topology v5e:4x4 --mesh tensor=4 --sample"),
     "parti_20b_v4_64_decode": ("Parti-20B", "--config configs/parti_20b.py --topology v4:4x4x4 --mesh tensor=8 --sample"),

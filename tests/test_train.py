@@ -205,7 +205,8 @@ def test_a_folder_that_is_not_a_run_is_not_written_to(tmp_path, capfd):
 
 
 def test_steps_that_are_not_finite_stop_the_run_with_their_batch_saved(tmp_path):
-    flags = ["--config.optim.learning_rate=1e30", "--config.optim.warmup=0", "--config.optim.clip=none", "--config.max_nonfinite=3", "--config.loss.adversarial=none"]
+    rate = ["--config.optim.learning_rate=1e30", "--config.optim.warmup=0", "--config.optim.clip=none"]
+    flags = [*rate, "--config.max_nonfinite=3", "--config.loss.adversarial=none"]
     result = train(tmp_path / "w", *flags)
     assert result.returncode == 2
     assert "3 steps in a row had a loss or gradient that is not finite" in result.stderr.strip().splitlines()[-1]

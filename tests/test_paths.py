@@ -251,7 +251,10 @@ def test_what_needs_this_machine_refuses_a_bucket(environment, capsys):
     assert "dpg judges files of this machine; give --out a folder" in capsys.readouterr().err
 
 
-FLAGS = ["--config.duration=12", "--config.evals.reconstruction.every=12", "--config.evals.codebook=none"]
+FLAGS = [
+    "--config.model.image_size=16", "--config.model.encoder.depth=1", "--config.model.decoder.depth=1",
+    "--config.duration=12", "--config.evals.reconstruction.every=12", "--config.evals.codebook=none",
+]  # fmt: skip
 
 
 def vimlab(*words: object) -> list[str]:

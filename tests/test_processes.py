@@ -15,7 +15,7 @@ COMMON = [
     "--config.data.threads=2",
 ]  # fmt: skip
 TOKENIZER = [
-    "--config", "configs/vitvq_emoji.py:smoke", *COMMON, "--config.model.patch=8", "--config.model.quantizer.codes=32", "--config.reseed.every=3",
+    "--config", "configs/vitvq_emoji.py:smoke", *COMMON, "--config.model.image_size=16", "--config.model.quantizer.codes=32", "--config.reseed.every=3",
     *(f"--config.model.{tower}.{key}" for tower in ("encoder", "decoder") for key in ("depth=1", "width=16", "mlp=32")),
     "--config.evals.reconstruction.every=8", "--config.evals.codebook=none",
 ]  # fmt: skip

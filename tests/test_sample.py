@@ -21,6 +21,7 @@ from vimlab.data.transforms import Resize
 from vimlab.pretrained import open_tokenizer
 from vimlab.scoring.scorers import cosines
 
+SMALL = ("--config.model.depth=1", "--config.model.width=16", "--config.model.mlp=32", "--config.model.remat=none")
 PROMPTS = ("--prompt", "a red circle", "--prompt", "a small blue square above a large red cross")
 SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", "0.95", "--temperature", "0.9")
 
@@ -32,7 +33,8 @@ def trained(tmp_path_factory):
     tokenizer = fresh_tokenizer(root / "tokenizer")
 
     def train(name, *flags):
-        config = ["--config", f"configs/parti_shapes.py:smoke,tokenizer={tokenizer}", "--config.duration=4", "--config.log.tensorboard=false"]
+        config = ["--config", f"configs/parti_shapes.py:smoke,tokenizer={tokenizer}", "--config.duration=4", "--config.log.tensorboard=false",
+                  *SMALL]
         result = call("train", "--workdir", root / name, *config, "--config.evals.likelihood=none", "--config.evals.samples=none", *flags)
         assert result.returncode == 0, result.stderr
         path = root / name / "config.json"
@@ -282,7 +284,7 @@ def test_a_file_of_prompts_gives_the_same_pictures_and_only_those_that_are_missi
 # ---- vimlab eval ----
 
 
-def test_sets_of_drawings_are_evaluated_and_compared(trained, tmp_path):
+def test_sets_of_drawings_are_evaluated_and_compared(trained, tmp_path, capsys):
     """`vimlab eval --evals fid` as a user runs it: again from nothing on more devices, at the best step, and compared."""
     workdir = shutil.copytree(trained["class"], tmp_path / "class")
     data = ("--config.data.train=shapes:train?count=64", "--config.data.eval=shapes:test?count=24")
@@ -301,12 +303,10 @@ def test_sets_of_drawings_are_evaluated_and_compared(trained, tmp_path):
         file.unlink()
     again = figures("--evals", "fid", "--step", "best", devices=3)
     assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-6) and first["protocol"]["extractor"] == "random-conv-v1"
-    said = call("eval", "compare", workdir, tmp_path / "first.json")
-    assert said.returncode == 0 and "the same protocol" in said.stdout, said.stderr
+    assert cli.main(["eval", "compare", str(workdir), str(tmp_path / "first.json")]) == 0 and "the same protocol" in capsys.readouterr().out
     for more, message in (
         (("--evals", "fid", "--step", "best", "--best", "fid/psnr"), "of the checkpoints at [4] none has it yet"),
         (("--evals", "fid", "--step", "last"), "--step is 'last'"),
         (("--evals", "fidd"), "'fidd' is unknown"),
     ):
-        result = call("eval", *flags, *more)
-        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert cli.main(["eval", *map(str, flags), *more]) == 2 and message in capsys.readouterr().err

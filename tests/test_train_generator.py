@@ -26,7 +26,7 @@ MODEL = TokenizerConfig(image_size=32, patch=4, encoder=TOWER, decoder=TOWER, ou
 # A little of everything: dropout, dropping with a late start, an average, Parti's optimizer, several saves and rows.
 FLAGS = [
     "--config.model.dropout=0.1", "--config.model.remat=none", "--config.drop.start=10", "--config.ema=0.9", "--config.optim.name=adafactor",
-    "--config.optim.moment=int8", "--config.duration=60", "--config.evals.likelihood.every=30", "--config.evals.samples=none",
+    "--config.optim.moment=int8", "--config.duration=40", "--config.evals.likelihood.every=20", "--config.evals.samples=none",
     "--config.log.tensorboard=false",
 ]  # fmt: skip
 

@@ -9,14 +9,15 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 60
+STEPS = 30
 
 
 def test_a_run_whose_process_is_killed_goes_on(tmp_path):
     run = tmp_path / "run"
     tower = [f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")]
     command = ["train", "--config", "configs/vitvq_emoji.py:smoke", "--workdir", str(run), f"--config.duration={STEPS} steps", "--config.batch_size=4",
-               "--config.evals.reconstruction=none", "--config.evals.codebook=none", "--config.log.tensorboard=false", *tower]  # fmt: skip
+               "--config.evals.reconstruction=none", "--config.evals.codebook=none", "--config.log.tensorboard=false",
+               "--config.model.image_size=16", *tower]  # fmt: skip
     argv = [sys.executable, "-m", "vimlab", "launch", "local", "-n", "2", "--devices-per-process", "1", "--restarts", "1", "--", *command]
     # Compilation is most of the time: the second start finds what the first has compiled, and nothing is optimised.
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",

@@ -8,7 +8,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
@@ -193,19 +192,24 @@ def plain(task):
     return compute
 
 
+def norm(tree) -> float:
+    return float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in jax.tree.leaves(tree))))
+
+
 @pytest.mark.parametrize("step", [0, 2], ids=["all texts", "some dropped"])
 def test_loss_and_gradient_are_those_of_the_plain_formulas(task, initial, plain, step):
     drop = jnp.zeros(BATCH, bool)
     if step >= 2:
         drop = jax.random.uniform(stream(ROOT, "drop", step), (BATCH,)) < 0.3
         assert 0 < int(drop.sum()) < BATCH
-    loss, grads = plain(initial.params["generator"], batch(step), drop)
-    new, metrics = step_of(task)(initial.replace(step=jnp.int32(step)), batch(step))
+    # In NumPy from here on: each small operation of JAX's on each shape would be compiled.
+    loss, grads = jax.device_get(plain(initial.params["generator"], batch(step), drop))
+    new, metrics = jax.device_get(step_of(task)(initial.replace(step=jnp.int32(step)), batch(step)))
     found = numbers(metrics)
-    moves = jax.tree.map(lambda n, o: n - o, new.params, initial.params)
+    moves = jax.tree.map(lambda n, o: n - o, new.params, jax.device_get(initial.params))
     expected = {
-        "loss": loss, "bits_per_token": loss / np.log(2), "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(moves),
-        "param_norm": optax.global_norm(new.params), "nonfinite_share": 0,
+        "loss": loss, "bits_per_token": loss / np.log(2), "grad_norm": norm(grads), "update_norm": norm(moves),
+        "param_norm": norm(new.params), "nonfinite_share": 0,
     }  # fmt: skip
     assert found == pytest.approx({k: float(v) for k, v in expected.items()}, rel=2e-4)
     assert 0.5 * np.log(CODES) < found["loss"] < 2 * np.log(CODES)

@@ -30,6 +30,8 @@ def command(*args: object) -> list[str]:
 
 def environment(devices: int = 1) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
+    if devices > 1:  # Compiling for several is most of their time.
+        flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     inherited = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | ({"PJRT_NPROC": "64"} if devices > 1 else {})
 

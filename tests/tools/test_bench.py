@@ -95,7 +95,7 @@ def test_a_step_of_the_benchmark_starts_from_the_common_weights():
     model = generator_jax_side.make_model(cell)
     ids, condition = (jnp.asarray(arrays[k]) for k in ("tokens", "text"))
     params = jax_step.fill(work.step.initial.params, arrays)["generator"]
-    loss, grads = jax.value_and_grad(lambda p: model.apply({"params": p}, ids, condition).mean())(params)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: model.apply({"params": p}, ids, condition).mean()))(params)
     np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
     for k, g in jax_step.flatten({"generator": grads}).items():
         np.testing.assert_allclose(outputs[f"gradients of {k}"], g, rtol=1e-3, atol=1e-6, err_msg=k)

@@ -46,7 +46,7 @@ setup(
         "export": ["safetensors>=0.5,<1"],
         "test": [
             "pytest>=8,<10",
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.8,<4",
             "jaxtyping>=0.3,<0.4",
             "beartype>=0.20,<0.24",
             "scikit-image>=0.25,<0.27",

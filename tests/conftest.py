@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PJRT_NPROC", "64")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import jax
 import jaxtyping
 import pytest
 
@@ -16,6 +17,28 @@ jaxtyping.install_import_hook("vimlab", "typecheck.check")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT / "../shared/data"
+# Half a minute of CPU or more each. They come first, the longest before the others: begun last, one alone would keep a core idle.
+LONG = (
+    "evals/test_invariance.py", "test_train.py", "test_processes.py", "tasks/test_tokenizer_task.py", "tasks/test_generator_task.py",
+    "test_sample.py", "sampling/test_decode.py", "test_train_generator.py", "parallel/test_pipeline_stages.py", "generators/test_generator.py",
+    "sweep/test_real_sweep.py", "launch/test_training.py", "evals/test_distribution.py", "generators/test_incremental.py", "test_paths.py",
+    "test_checkpoint.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For files that compile more than they run: programs are not optimised, here and in processes started from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from vimlab.data.transforms import Resize
 from vimlab.pretrained import open_tokenizer
 from vimlab.scoring.scorers import cosines
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = ("--config.model.depth=1", "--config.model.width=16", "--config.model.mlp=32", "--config.model.remat=none")
 PROMPTS = ("--prompt", "a red circle", "--prompt", "a small blue square above a large red cross")
 SHARP = ("--guidance", "3", "--schedule", "cosine", "--top-k", "40", "--top-p", "0.95", "--temperature", "0.9")

@@ -10,6 +10,8 @@ from vimlab.losses import adversarial
 from vimlab.nn.conv import conv2d
 from vimlab.tokenizers.discriminator import Discriminator
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 REAL, FAKE = jnp.array([0.3, -2.0, 5.0]), jnp.array([-0.7, 1.5, 0.0])
 
 

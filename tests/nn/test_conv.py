@@ -9,6 +9,8 @@ from scipy import ndimage, signal
 
 from vimlab.nn import conv
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def correlate(x, w, stride, padding):
     """Convolution as networks mean it, by SciPy in float64."""

@@ -13,6 +13,8 @@ from vimlab.nn.attention import SelfAttention
 from vimlab.nn.transformer import REMAT_POLICIES, Block, Stack, stack_flops, stack_params
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEPTH, WIDTH, HEADS, MLP, LENGTH = 2, 32, 4, 48, 6
 
 

@@ -11,6 +11,8 @@ from vimlab.parallel import rules
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.tokenizers.discriminator import Discriminator, channels_at, discriminator_flops, minibatch_std
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def count(image_size, *widths):
     """Parameters in closed form, block by block."""

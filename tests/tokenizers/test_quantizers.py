@@ -8,6 +8,8 @@ from flax import linen as nn
 
 from vimlab.tokenizers.quantizers import VectorQuantizer, l2_normalize, quantizer_params, rotate_through, straight_through
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 B, N, K, C = 2, 9, 24, 6
 
 

@@ -14,6 +14,8 @@ from vimlab.tokenizers.sizes import BASE, LARGE, PAIRS, SMALL, ViTSize
 from vimlab.tokenizers.tokenizer import TokenizerConfig
 from vimlab.tokens import Tokens
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TINY = ViTSize(depth=2, width=16, heads=2, mlp=24)
 OTHER = ViTSize(depth=1, width=32, heads=4, mlp=40)
 CONFIG = TokenizerConfig(image_size=16, patch=4, encoder=TINY, decoder=OTHER, quantizer=VectorQuantizerConfig(codes=32, dim=8))

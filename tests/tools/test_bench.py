@@ -20,6 +20,8 @@ import jax_step  # noqa: E402
 import pair  # noqa: E402
 import tables  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ECHO = """
 import numpy as np, pair
 class Work:

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+from vimlab.config import UserError
 from vimlab.plan.chips import Topology
 
 NO_LIBTPU = "nothing was compiled, because libtpu is not installed (`pip install \"vimlab[tpu]\"`): memory and collectives are estimates"
@@ -43,13 +44,13 @@ def has_libtpu() -> bool:
 
 
 def devices(where: Topology) -> list[Any]:
-    """One device for each chip of a TPU topology."""
+    """One device for each chip of a TPU topology. Raises UserError where libtpu counts otherwise."""
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if where.name.startswith("v4") else {}
     found = topologies.get_topology_desc(where.name, platform="tpu", **options).devices
     if len(found) != where.chips:
-        raise RuntimeError(f"libtpu makes {len(found)} devices of {where.name}, not one a chip; this version of it cannot be planned with")
+        raise UserError(f"this libtpu makes {len(found)} devices of {where.name}, not one a chip; take another version, or --no-compile")
     return list(found)
 
 
@@ -83,6 +84,7 @@ def compile_step(traced: Any, mesh: Any, *, full: bool = False) -> Compiled:
 
     Raises:
       jax.errors.JaxRuntimeError: any other error of the compiler's.
+      UserError: a libtpu that does not tell what a plan needs.
     """
     import jax
 
@@ -124,13 +126,16 @@ class Compilation:
             self._thread.join(0.1)
 
     def result(self, full: bool) -> tuple[dict[str, int], str]:
-        """`Compiled.memory` and `Compiled.text`."""
-        (assignment,) = self._folder.glob("*.after_optimizations-buffer-assignment.txt")
-        (text,) = self._folder.glob("*.after_optimizations.txt")
-        memory = assigned(assignment.read_text())
+        """`Compiled.memory` and `Compiled.text`. Raises UserError where libtpu does not write them."""
+        names = ("*.after_optimizations-buffer-assignment.txt", "*.after_optimizations.txt")
+        files = [file for name in names for file in self._folder.glob(name)]
+        if len(files) != 2:
+            raise UserError("this libtpu does not write down which buffers it assigned; take another version, or --no-compile")
+        assignment, text = (file.read_text() for file in files)
+        memory = assigned(assignment)
         if full:
             memory["program"] = int(self._executable.memory_analysis().generated_code_size_in_bytes)
-        return memory | {"total": sum(memory.values())}, text.read_text()
+        return memory | {"total": sum(memory.values())}, text
 
 
 def leave(code: int) -> int:

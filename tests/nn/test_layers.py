@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vimlab.nn.layers import LayerNorm, Linear, weight
+from vimlab.nn.layers import LayerNorm, Linear, product, weight
+from vimlab.nn.transformer import REMAT_POLICIES
 
 
 def init(module, *shape):
@@ -24,6 +25,36 @@ def test_linear():
     x = rng.normal(size=(2, 4, 3))
     found = module.apply({"params": params}, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, x @ np.float64(params["w"]) + np.float64(params["b"]), rtol=1e-5, atol=1e-6)
+
+
+SHAPES = [((4, 6), (6, 5), 1), ((2, 3, 6), (6, 5), 1), ((2, 3, 6), (6, 3, 2), 1), ((2, 3, 4, 2), (4, 2, 7), 2), ((6,), (6, 5), 1)]
+
+
+@pytest.mark.parametrize("x, w, inputs", SHAPES)
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_product_and_its_gradients_are_tensordots(x, w, inputs, platform, monkeypatch):
+    """Also the gradient of a gradient's square; both ways of writing them."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, cpu: (cpu if platform == "cpu" else default)(*args))
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x, w))
+
+    def both(multiply):
+        value = lambda x, w: jnp.sin(multiply(x, w)).sum()
+        slopes = lambda x, w: sum(jnp.square(g).sum() for g in jax.grad(value, (0, 1))(x, w))
+        return multiply(x, w), jax.grad(value, (0, 1))(x, w), jax.grad(slopes, (0, 1))(x, w)
+
+    found, expected = both(lambda x, w: product(x, w, inputs)), both(lambda x, w: jnp.tensordot(x, w, inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+
+
+def test_remat_keeps_what_a_product_gives():
+    """A policy that keeps products makes none again, one that keeps nothing makes the one."""
+
+    def products(policy):
+        block = jax.checkpoint(lambda w: jnp.tanh(product(jnp.ones((2, 4)), w)), policy=REMAT_POLICIES[policy])
+        return str(jax.make_jaxpr(jax.grad(lambda w: jnp.square(block(w)).sum()))(jnp.ones((4, 4)))).count("dot_general")
+
+    assert products("dots") == products("full") - 1
 
 
 def test_linears_initial_weights_are_glorots():

@@ -10,7 +10,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from vimlab.nn.attend import attention
-from vimlab.nn.layers import weight
+from vimlab.nn.layers import product, weight
 from vimlab.nn.masks import Mask
 from vimlab.parallel.rules import constrain
 
@@ -94,23 +94,23 @@ class _Attention(nn.Module):
         w = weight(self, "out", shape, ("heads", "head_dim", "embed"), init)
         return w, weight(self, "out_bias", (self.width,), ("vector",), initializers.zeros) if self.use_bias else None
 
-    def to_heads(self, x: jax.Array, product: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    def to_heads(self, x: jax.Array, weights: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """f[B,L,width] → f[count,B,H,L,D]."""
-        w, b = product
+        w, b = weights
         # Asked for "nbhlk" at once, einsum puts w on the left, and CPUs then transpose the weights at every position decoded. Heads
         # lie side by side in what the backward pass keeps of it, for a TPU fills a last dimension of 64 up to 128.
-        y = jnp.einsum("bld,dnf->blnf", x.astype(self.dtype), w.astype(self.dtype).reshape(*w.shape[:2], -1))
+        y = product(x.astype(self.dtype), w.astype(self.dtype).reshape(*w.shape[:2], -1))
         y = y.reshape(*y.shape[:3], *w.shape[2:]).transpose(2, 0, 3, 1, 4)
         if b is not None:
             y += b.astype(self.dtype)[:, None, :, None]
         return constrain(y, None, "batch", "act_heads", "length", "act_head_dim")
 
-    def from_heads(self, y: jax.Array, product: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    def from_heads(self, y: jax.Array, weights: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         """f[B,H,L,D] → f[B,L,width]."""
-        w, b = product
+        w, b = weights
         # Said again: what follows is split by position, and attention would be, too.
         y = constrain(y, "batch", "act_heads", "length", "act_head_dim")
-        y = jnp.einsum("bhlk,hkd->bld", y, w.astype(self.dtype))
+        y = product(y.swapaxes(1, 2), w.astype(self.dtype), 2)
         return y if b is None else y + b.astype(self.dtype)
 
 

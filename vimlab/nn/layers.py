@@ -1,10 +1,13 @@
 """Layers with every parameter's shape, axes and initialiser on one line. Parameters are f32; `dtype` is the compute type."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
@@ -16,6 +19,46 @@ def weight(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[st
     if len(shape) != len(axes):
         raise ValueError(f"parameter {name!r} of shape {tuple(shape)} needs {len(shape)} axes, not {tuple(axes)}")
     return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+    """The last `inputs` dimensions of x summed against the first of w: [..., *in] x [*in, *out] → [..., *out].
+
+    Differentiable in reverse mode, any number of times.
+    """
+    return _plain_product(x, w, inputs)
+
+
+def _plain_product(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
+    return _contract(x, range(x.ndim - inputs, x.ndim), w, range(inputs))
+
+
+def _product_gradients(inputs: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Those of x and w, each in its own order: automatic differentiation writes that of w transposed, and CPUs then copy both
+    what is summed and what comes of it. They also do where several dimensions are summed, so there these become one; elsewhere
+    they stay, for a mesh may split them."""
+    return lax.platform_dependent(*saved, dy, cpu=partial(_gradients_as_matrices, inputs), default=partial(_gradients, inputs))
+
+
+def _gradients(inputs: int, x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, outputs = range(x.ndim - inputs), w.ndim - inputs
+    dx = _contract(dy, range(dy.ndim - outputs, dy.ndim), w, range(inputs, w.ndim))
+    return dx, _contract(x, rows, dy, rows)
+
+
+def _gradients_as_matrices(inputs: int, x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    size = math.prod(w.shape[:inputs])
+    dx, dw = _gradients(1, x.reshape(-1, size), w.reshape(size, -1), dy.reshape(-1, w.size // size))
+    return dx.reshape(x.shape), dw.reshape(w.shape)
+
+
+def _contract(a: jax.Array, of_a: Sequence[int], b: jax.Array, of_b: Sequence[int]) -> jax.Array:
+    return lax.dot_general(a, b, ((tuple(of_a), tuple(of_b)), ((), ())))
+
+
+# Not `product` itself at first: what the backward pass keeps is chosen by the name of the operation.
+product.defvjp(lambda x, w, inputs: (_plain_product(x, w, inputs), (x, w)), _product_gradients)
 
 
 class Linear(nn.Module):
@@ -36,7 +79,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         w = weight(self, "w", (x.shape[-1], self.features), self.axes, self.kernel_init)
-        y = jnp.matmul(x.astype(self.dtype), w.astype(self.dtype))
+        y = product(x.astype(self.dtype), w.astype(self.dtype))
         if self.use_bias:
             y += weight(self, "b", (self.features,), self.axes[1:], initializers.zeros).astype(self.dtype)
         return y

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vimlab.nn.layers import product
+
 
 def logits(hidden: jax.Array, table: jax.Array, dtype: DTypeLike) -> jax.Array:
     """f[...,width] x f32[width,K] → f32[...,K]: multiplied in `dtype`, summed in f32."""
-    return jnp.matmul(hidden.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32)
+    return product(hidden.astype(dtype), table.astype(dtype), 1, jnp.float32)
 
 
 def cross_entropy(hidden: jax.Array, table: jax.Array, ids: jax.Array, chunk: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -27,7 +29,9 @@ def cross_entropy(hidden: jax.Array, table: jax.Array, ids: jax.Array, chunk: in
 
     def some(hidden, ids):
         scores = logits(hidden, table, dtype)
-        return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
+        # Picked by comparison: the gradient of an index would be scattered into an array as large as the logits.
+        chosen = jnp.where(jnp.arange(scores.shape[-1]) == ids[..., None], scores, 0).sum(-1)
+        return jax.nn.logsumexp(scores, axis=-1) - chosen
 
     if chunk >= length:
         return some(hidden, ids)

@@ -21,20 +21,20 @@ def weight(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[st
     return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(x: jax.Array, w: jax.Array, inputs: int = 1, dtype: DTypeLike | None = None) -> jax.Array:
     """The last `inputs` dimensions of x summed against the first of w: [..., *in] x [*in, *out] → [..., *out].
 
-    Differentiable in reverse mode, any number of times.
+    Summed in `dtype`, theirs by default. Differentiable in reverse mode, any number of times.
     """
-    return _plain_product(x, w, inputs)
+    return _plain_product(x, w, inputs, dtype)
 
 
-def _plain_product(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
-    return _contract(x, range(x.ndim - inputs, x.ndim), w, range(inputs))
+def _plain_product(x: jax.Array, w: jax.Array, inputs: int, dtype: DTypeLike | None) -> jax.Array:
+    return _contract(x, range(x.ndim - inputs, x.ndim), w, range(inputs), dtype)
 
 
-def _product_gradients(inputs: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_gradients(inputs: int, _, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Those of x and w, each in its own order: automatic differentiation writes that of w transposed, and CPUs then copy both
     what is summed and what comes of it. They also do where several dimensions are summed, so there these become one; elsewhere
     they stay, for a mesh may split them."""
@@ -43,8 +43,8 @@ def _product_gradients(inputs: int, saved: tuple[jax.Array, jax.Array], dy: jax.
 
 def _gradients(inputs: int, x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows, outputs = range(x.ndim - inputs), w.ndim - inputs
-    dx = _contract(dy, range(dy.ndim - outputs, dy.ndim), w, range(inputs, w.ndim))
-    return dx, _contract(x, rows, dy, rows)
+    dx = _contract(dy, range(dy.ndim - outputs, dy.ndim), w, range(inputs, w.ndim), x.dtype)
+    return dx, _contract(x, rows, dy, rows, w.dtype)
 
 
 def _gradients_as_matrices(inputs: int, x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -53,12 +53,12 @@ def _gradients_as_matrices(inputs: int, x: jax.Array, w: jax.Array, dy: jax.Arra
     return dx.reshape(x.shape), dw.reshape(w.shape)
 
 
-def _contract(a: jax.Array, of_a: Sequence[int], b: jax.Array, of_b: Sequence[int]) -> jax.Array:
-    return lax.dot_general(a, b, ((tuple(of_a), tuple(of_b)), ((), ())))
+def _contract(a: jax.Array, of_a: Sequence[int], b: jax.Array, of_b: Sequence[int], dtype: DTypeLike | None) -> jax.Array:
+    return lax.dot_general(a, b, ((tuple(of_a), tuple(of_b)), ((), ())), preferred_element_type=dtype)
 
 
 # Not `product` itself at first: what the backward pass keeps is chosen by the name of the operation.
-product.defvjp(lambda x, w, inputs: (_plain_product(x, w, inputs), (x, w)), _product_gradients)
+product.defvjp(lambda x, w, *options: (_plain_product(x, w, *options), (x, w)), _product_gradients)
 
 
 class Linear(nn.Module):

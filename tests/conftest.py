@@ -1,12 +1,21 @@
-"""Shared by all tests: eight simulated devices, types and shapes checked in every call, where the real data sets lie."""
+"""Shared by all tests: eight simulated devices, types and shapes checked in every call, one store of compiled programs."""
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA runs a program's independent collectives in any order, each on threads of its own: eight devices can exhaust a small pool.
 os.environ.setdefault("PJRT_NPROC", "64")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one process has compiled, the others find: pytest's workers and what tests start. Gone when the first process ends.
+    COMPILED = tempfile.TemporaryDirectory(prefix="vimlab_compiled_")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }  # fmt: skip
 
 import jax
 import jaxtyping

@@ -264,8 +264,6 @@ def vimlab(*words: object) -> list[str]:
 def test_a_run_in_a_bucket_is_killed_goes_on_and_is_evaluated_and_is_bitwise_the_run_in_a_folder(bucket, environment, tmp_path):
     flags = "--xla_force_host_platform_device_count=1"
     env = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"} | environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
     train = lambda workdir: vimlab("train", "--config", "configs/vitvq_emoji.py:smoke", "--workdir", workdir, *FLAGS)
     call = lambda command: subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     straight = tmp_path / "straight"

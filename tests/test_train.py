@@ -44,16 +44,6 @@ def train(workdir: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.Co
     return call("train", "--config", "configs/vitvq_emoji.py:smoke", "--workdir", workdir, *GAN, *flags, devices=devices)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The many processes here compile the same few programs; JAX's cache lets the first do it for all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-        yield
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> pathlib.Path:
     """The workdir of a run that nothing interrupted."""

@@ -23,13 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = "a red circle\na small blue square\na green cross\n"
 
 
-def start(folder: pathlib.Path, *command: object, devices: int, count: int = 1, **asked) -> list[subprocess.Popen]:
+def start(*command: object, devices: int, count: int = 1, **asked) -> list[subprocess.Popen]:
     """The command as `count` processes of one run, with `devices` each."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
     environment = inherited | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK,
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }  # fmt: skip
     cluster = [f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={count}", "--distributed=on"] if count > 1 else []
     started = []
@@ -55,13 +53,13 @@ def evaluate(workdir: pathlib.Path, *, code: int = 0, **how) -> str:
     """`vimlab eval` of all evaluators, which writes its files into the workdir. Returns what was said."""
     files = [f"--config.evals.fid.write_reference={workdir}/reference.npz", f"--config.evals.fid.pictures={workdir}/drawn.npz"]
     names = ["--evals", ",".join(every_evaluator.NAMES)]
-    return finish(start(workdir, "eval", "--workdir", workdir, *names, *files, out=f"{workdir}.json", **how), code)
+    return finish(start("eval", "--workdir", workdir, *names, *files, out=f"{workdir}.json", **how), code)
 
 
 def draw_prompts(workdir: pathlib.Path, **how) -> str:
     """`vimlab eval prompts`. Returns what was said."""
     flags = ["--file", workdir.parent / "prompts.txt", "--num", 3, "--guidance", 2, "--layout", "flat", "--out", workdir / "prompts"]
-    return finish(start(workdir, "eval", "prompts", "--workdir", workdir, *flags, out=f"{workdir}_prompts.json", **how))
+    return finish(start("eval", "prompts", "--workdir", workdir, *flags, out=f"{workdir}_prompts.json", **how))
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,6 @@ def run(workdir: pathlib.Path) -> list[str]:
 
 
 def test_killed_and_rerun_the_table_is_that_of_an_uninterrupted_sweep(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")  # Most of it is compiling.
     subprocess.run(run(tmp_path / "straight"), cwd=ROOT, check=True)
 

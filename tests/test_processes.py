@@ -7,7 +7,6 @@ import signal
 
 import pytest
 from processes import Processes
-from test_train import compiled_once  # noqa: F401, a fixture
 
 MESH = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
 COMMON = [

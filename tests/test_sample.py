@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_clip
 from PIL import Image
-from test_train import call, compiled_once  # noqa: F401, a fixture
+from test_train import call
 from test_train_generator import fresh_tokenizer
 
 from vimlab import cli, pictures

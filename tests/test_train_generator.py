@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
-from test_train import ROOT, call, command, compiled_once, environment, rows, wait_for  # noqa: F401, a fixture
+from test_train import ROOT, call, command, environment, rows, wait_for
 
 from vimlab import config as configs
 from vimlab import train as training

@@ -1,4 +1,5 @@
-"""Shared by all tests: eight simulated devices, types and shapes checked in every call, one store of compiled programs."""
+"""Shared by all tests: eight simulated devices, types and shapes checked in every call, one store of compiled programs,
+where the real data sets lie."""
 
 import os
 import pathlib

@@ -44,7 +44,8 @@ def test_product_and_its_gradients_are_tensordots(x, w, inputs, platform, monkey
         return multiply(x, w), jax.grad(value, (0, 1))(x, w), jax.grad(slopes, (0, 1))(x, w)
 
     found, expected = both(lambda x, w: product(x, w, inputs)), both(lambda x, w: jnp.tensordot(x, w, inputs))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    # Both sum at most 24 terms in f32, in their own orders.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_remat_keeps_what_a_product_gives():

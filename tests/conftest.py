@@ -8,8 +8,6 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA runs a program's independent collectives in any order, each on threads of its own: eight devices can exhaust a small pool.
 os.environ.setdefault("PJRT_NPROC", "64")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # What one process has compiled, the others find: pytest's workers and what tests start. Gone when the first process ends.
     COMPILED = tempfile.TemporaryDirectory(prefix="vimlab_compiled_")
@@ -21,6 +19,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import jaxtyping
 import pytest
+from quick import OLD_EMITTERS, flags
+
+# Read when the first program is compiled.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {flags(OLD_EMITTERS)}"
 
 # Before any test imports vimlab: annotations are checked here and cost nothing elsewhere.
 jaxtyping.install_import_hook("vimlab", "typecheck.check")

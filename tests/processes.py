@@ -9,9 +9,9 @@ import sys
 import time
 
 import numpy as np
+from quick import flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # To compile, which is most of what these runs do.
 # Python runs this file at the start of each process: it writes down which records each step was given, may signal itself, or find its
 # data amiss. A launcher's own process is left as it is.
 SPY = """
@@ -64,7 +64,7 @@ class Processes:
         (folder / "sitecustomize.py").write_text(SPY)
         self.folder, self.children, self.launched, port = folder, [], pathlib.Path(arguments[-1]) / "logs" if launch else None, free_port()
         told = json.dumps([{"records": str(folder / f"records{i}")} | (plots or {}).get(i, {}) for i in range(count)])
-        common = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "XLA_FLAGS": QUICK,
+        common = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "XLA_FLAGS": flags(),
                                "PLOTS": told, "PYTHONPATH": str(folder)}  # fmt: skip
         self._count = count
         if launch:

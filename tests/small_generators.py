@@ -1,7 +1,6 @@
 """The shipped generators, shrunk: one of each kind that the configs have, and kinds of our own; random parameters for them."""
 
 import dataclasses
-import functools
 import pathlib
 
 import jax
@@ -18,8 +17,6 @@ from vimlab.tokens import TokenSpec
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 SPEC = TokenSpec((8, 8), 32)
 CLASSES, VOCABULARY, TEXT = 5, 50, 12
-# Compiling is what takes the time here.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 
 
 def shipped() -> dict[str, GeneratorConfig]:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from quick import flags
 
 from vimlab import cli
 from vimlab.export import export
@@ -29,11 +30,11 @@ def command(*args: object) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    xla = f"--xla_force_host_platform_device_count={devices}"
     if devices > 1:  # Compiling for several is most of their time.
-        flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        xla += " " + flags()
     inherited = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
-    return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | ({"PJRT_NPROC": "64"} if devices > 1 else {})
+    return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla} | ({"PJRT_NPROC": "64"} if devices > 1 else {})
 
 
 def call(*args: object, devices: int = 1, timeout: int = 300) -> subprocess.CompletedProcess:

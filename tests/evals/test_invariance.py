@@ -15,7 +15,8 @@ import every_evaluator
 import numpy as np
 import pytest
 import small_clip
-from processes import QUICK, free_port
+from processes import free_port
+from quick import flags
 from test_train_generator import fresh_tokenizer
 
 from vimlab.evals import trained_features
@@ -28,7 +29,7 @@ def start(*command: object, devices: int, count: int = 1, **asked) -> list[subpr
     """The command as `count` processes of one run, with `devices` each."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
     environment = inherited | {
-        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK,
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": "64", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(),
     }  # fmt: skip
     cluster = [f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={count}", "--distributed=on"] if count > 1 else []
     started = []

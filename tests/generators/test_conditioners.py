@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from small_generators import quick
+from quick import quick
 
 from vimlab.data.text import END, NULL, PAD, Bytes
 from vimlab.generators.conditioners import ClassEmbedding, TextEncoder, Unconditional

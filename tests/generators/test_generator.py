@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from quick import quick
 from small_generators import (
     SPEC,
     TEXT,
@@ -17,7 +18,6 @@ from small_generators import (
     make,
     nulls,
     parallel,
-    quick,
     random_params,
     shipped,
     shrink,

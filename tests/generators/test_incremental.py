@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_generators import SPEC, TEXT, conditions, kinds, make, nulls, parallel, quick, random_params, some_ids
+from quick import quick
+from small_generators import SPEC, TEXT, conditions, kinds, make, nulls, parallel, random_params, some_ids
 
 from vimlab.generators.incremental import Incremental, Place
 from vimlab.generators.layouts import Raster

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from quick import flags
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 30
 
@@ -19,7 +21,7 @@ def test_a_run_whose_process_is_killed_goes_on(tmp_path):
                "--config.evals.reconstruction=none", "--config.evals.codebook=none", "--config.log.tensorboard=false",
                "--config.model.image_size=16", *tower]  # fmt: skip
     argv = [sys.executable, "-m", "vimlab", "launch", "local", "-n", "2", "--devices-per-process", "1", "--restarts", "1", "--", *command]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    env = os.environ | {"XLA_FLAGS": flags()}
     with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         try:
             end = time.monotonic() + 400

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from quick import quick
 
 from vimlab import config as configs
 from vimlab import run as runs
@@ -31,8 +32,6 @@ from vimlab.tokenizers.tokenizer import TokenizerConfig
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 ROOT = jax.random.key(0)
-# Compiling is what takes the time here.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 
 
 # ---- the schedule ----

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import quick
 from scipy import stats
-from small_generators import SPEC, conditions, kinds, make, nulls, parallel, quick, random_params, some_ids
+from small_generators import SPEC, conditions, kinds, make, nulls, parallel, random_params, some_ids
 
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_generators as small
+from quick import quick
 
 from vimlab.parallel.mesh import MeshConfig, make_mesh
 from vimlab.parallel.rules import batch_sharding
@@ -135,7 +136,7 @@ def test_one_device_and_eight_draw_the_same_bits(name):
     def drawn(devices):
         with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:devices])):
             black = lambda ids: np.zeros((len(ids), 2, 2, 3), np.float32)
-            return Sampler(small.quick(program), black, rows=4, ways=devices).draw(conditions, seeds, knobs(spec.length, guidance=2.0))
+            return Sampler(quick(program), black, rows=4, ways=devices).draw(conditions, seeds, knobs(spec.length, guidance=2.0))
 
     one, eight = drawn(1), drawn(8)
     np.testing.assert_array_equal(eight.ids, one.ids)

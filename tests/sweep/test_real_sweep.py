@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from quick import flags
+
 from vimlab.sweep import cli
 from vimlab.sweep.store import load
 
@@ -24,7 +26,7 @@ def run(workdir: pathlib.Path) -> list[str]:
 
 
 def test_killed_and_rerun_the_table_is_that_of_an_uninterrupted_sweep(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")  # Most of it is compiling.
+    monkeypatch.setenv("XLA_FLAGS", flags())
     subprocess.run(run(tmp_path / "straight"), cwd=ROOT, check=True)
 
     killed = tmp_path / "killed"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from quick import quick
 
 from vimlab import config as configs
 from vimlab import run as runs
@@ -31,8 +32,6 @@ from vimlab.tokenizers.tokenizer import TokenizerConfig
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 SHAPES = str(CONFIGS / "parti_shapes.py")
-# Compiling is what takes the time here.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 ROOT, BATCH, STEPS, TOTAL, LENGTH, CODES = jax.random.key(0), 16, 3, 100, 16, 32
 TOWER = ViTSize(depth=1, width=16, heads=2, mlp=32)
 TOKENIZER_MODEL = TokenizerConfig(

@@ -1,13 +1,13 @@
 """One training step: against plain gradients, on every mesh, in parts, with a GAN that starts late, with bad batches."""
 
 import dataclasses
-import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from vimlab import config as configs
 from vimlab import run as runs
@@ -19,8 +19,6 @@ from vimlab.tokenizers.discriminator import Discriminator
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 IMAGENET = str(CONFIGS / "vitvq_small_imagenet256.py")
-# Compiling is what takes the time here.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 ROOT, BATCH, STEPS, TOTAL = jax.random.key(0), 16, 3, 100
 TOWER = {"depth": 1, "width": 16, "heads": 4, "mlp": 32}
 # The ImageNet config at 8 px, everything on: GAN, R1 on steps 0 and 2, re-seeding on steps 0 and 2, an average of weights.

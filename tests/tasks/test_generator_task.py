@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from meshes import OF_EIGHT
 from quick import quick
 
 from vimlab import config as configs
@@ -295,7 +296,7 @@ def test_one_batch_is_learned_by_heart(make):
 # ---- the same on every mesh, and in parts ----
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 1, 4), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", OF_EIGHT, ids=str)
 def test_every_mesh_trains_the_same(dropping, initial, straight, sizes):
     """With dropout and random tokens, which do not depend on who draws which part of them."""
     task, (state, rows) = dropping

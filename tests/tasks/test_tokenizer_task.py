@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from meshes import OF_EIGHT
 from quick import quick
 
 from vimlab import config as configs
@@ -237,7 +238,7 @@ def test_the_average_follows_the_weights(initial, step_fn):
 # ---- the same on every mesh, and in parts ----
 
 
-@pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("sizes", OF_EIGHT, ids=str)
 def test_every_mesh_trains_the_same(task, initial, straight, sizes):
     mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
     state, rows = run(task, state=initial, mesh=mesh)

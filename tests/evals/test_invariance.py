@@ -1,5 +1,4 @@
-"""One device; eight, interrupted and gone on with by two processes of four: every evaluator's figures are the same, every drawn
-picture to the bit.
+"""One device, eight, two processes of four; an interruption: every evaluator's figures are the same, every drawn picture to the bit.
 
 `every_evaluator.py` runs the real command here; each of the workdirs below is what one way of running it left.
 """
@@ -71,14 +70,15 @@ def ways(tmp_path_factory):
     small_clip.write(root)
     trained_features.write(root / "classifier", trained_features.fresh(10, 0), {})
     every_evaluator.write_workdir(root / "trained", fresh_tokenizer(root / "tokenizer"), root, root / "classifier")
-    folders = {name: shutil.copytree(root / "trained", root / name) for name in ("one device", "two processes")}
+    folders = {name: shutil.copytree(root / "trained", root / name) for name in ("one device", "eight devices", "two processes")}
     (root / "prompts.txt").write_text(PROMPTS)
-    evaluate(folders["two processes"], devices=8, stop=6, code=130)
+    evaluate(folders["two processes"], devices=1, stop=6, code=130)
     left = sorted(path.name for path in folders["two processes"].glob("evals/kept/*/*/0*.npz"))
     assert len(left) == 6 and not pathlib.Path(f"{folders['two processes']}.json").exists()
-    hows = {"one device": dict(devices=1), "two processes": dict(devices=4, count=2)}
+    hows = {"one device": dict(devices=1), "eight devices": dict(devices=8), "two processes": dict(devices=4, count=2)}
     said = {name: evaluate(folders[name], **how) for name, how in hows.items()}
-    said |= {f"{name}_prompts": draw_prompts(folders[name], **how) for name, how in hows.items()}
+    for name in ("one device", "two processes"):
+        said[f"{name}_prompts"] = draw_prompts(folders[name], **hows[name])
     seen = lambda name: json.loads((root / f"{name}.json").read_text())
     return folders, {name: seen(name) for name in said}, said
 
@@ -98,11 +98,12 @@ def test_figures_are_the_same(ways):
         "fid", "inception_score", "rfid", "reconstruction", "codebook", "token_language", "likelihood", "samples", "alignment", "clip_score", "probe",
     }  # fmt: skip
     assert 0 < expected["rfid_00000007/rprecision_trained_conv_v1"] < 1
-    assert (seen["two processes"]["devices"], seen["two processes"]["processes"]) == (8, 2)
-    found = figures(folders["two processes"])
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), key
+    for name, devices, processes in (("eight devices", 8, 1), ("two processes", 8, 2)):
+        assert (seen[name]["devices"], seen[name]["processes"]) == (devices, processes)
+        found = figures(folders[name])
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), (name, key)
 
 
 def test_each_device_draws_the_rows_of_the_protocol_and_every_picture_is_the_same_to_the_bit(ways):
@@ -110,14 +111,14 @@ def test_each_device_draws_the_rows_of_the_protocol_and_every_picture_is_the_sam
     _, seen, _ = ways
     one = seen["one device"]
     assert len(one["draws"]) >= 21 + 9
-    for name in ("one device", "two processes"):
+    for name in ("one device", "eight devices", "two processes"):
         assert seen[name]["rows"] == [every_evaluator.ROWS * seen[name]["devices"]], name
-    some = seen["two processes"]["draws"]  # Not those that the eight devices of one process had drawn; their pictures are in drawn.npz.
+    assert seen["eight devices"]["draws"] == one["draws"]
+    some = seen["two processes"]["draws"]  # Not those that the interrupted run had drawn.
     assert some and some.items() <= one["draws"].items()
 
 
 def test_files_are_the_same_and_written_once(ways):
-    """Among them the pictures that eight devices of one process, and then two processes, have drawn: the same to the bit."""
     folders, *_ = ways
     listed = lambda folder: {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "prompts" not in p.parts}
     names = listed(folders["one device"])

@@ -4,8 +4,8 @@ import functools
 
 import jax
 
-# Of XLA's two generators of code for CPUs, the older takes half as long; what it makes runs a tenth slower. From jax 0.11 on there
-# is only the newer, and XLA refuses a flag that it does not know.
+# Of XLA's two generators of code for CPUs, the older takes half as long; what it makes runs up to a tenth slower. Only jax 0.10 is
+# known to have it: jax 0.12 does not, and XLA ends a process that sets a flag which it does not know.
 OLD_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1} if jax.__version_info__ < (0, 11) else {}
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} | OLD_EMITTERS
 
